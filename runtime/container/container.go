@@ -1,0 +1,122 @@
+// Package container is the model that every source of containers speaks: what a container is, what can happen to it, and
+// what a source has to do. It imports nothing of ours; sources (runtime/containerd, runtime/cgroupfs, …), the registry and
+// the labeler meet here. Values are plain data: whoever receives one may keep it, nobody writes to its maps afterwards.
+package container
+
+import (
+	"context"
+	"maps"
+	"time"
+)
+
+// Container is what is known about one run of one OCI container (or of a systemd service, or of a bare cgroup that looks
+// like a container). A restart of the same ID is another Container: its cgroup and its PID differ.
+type Container struct {
+	// ID is the runtime's own id, unique within Runtime and Namespace. Docker and CRI use 64 hex digits, ctr any string.
+	ID string
+	// Runtime is "containerd", "docker", "podman", "cri-o", "lxc", "nspawn", "systemd", … : who created the container.
+	Runtime string
+	// Namespace is the containerd namespace ("k8s.io", "moby", "default"), empty elsewhere. Not the Kubernetes namespace.
+	Namespace string
+	// Name is the name that people gave the container, without Docker's leading slash. Empty: nobody gave one.
+	Name string
+	// Image is the reference as the runtime spells it.
+	Image string
+	// Pod is set where CRI told us; the zero Pod means "not part of a pod".
+	Pod Pod
+	// KubernetesContainer is the container's name inside its pod spec.
+	KubernetesContainer string
+	// Labels are the container's own labels with those of its image, Annotations those of its OCI spec.
+	Labels, Annotations map[string]string
+	// Env holds only the variables that may name a service: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+	Env map[string]string
+	// CgroupPath is the path below the root of the cgroup hierarchy that sampling uses ("/default/c1"), CgroupID the inode
+	// of that directory: what the kernel calls the cgroup id. 0 means not known yet.
+	CgroupPath string
+	CgroupID   uint64
+	// PID is the container's first process as the host numbers it, 0 when not known.
+	PID int
+	// SystemdUnit is the unit's name where the container is a service or belongs to one.
+	SystemdUnit string
+	// CreatedAt is when the runtime made the record, TaskCreatedAt when the first process was made (it has not run any
+	// code of the user yet), StartedAt when that code began. The zero time means not known.
+	CreatedAt, TaskCreatedAt, StartedAt time.Time
+}
+
+// Pod is the Kubernetes pod of a container, as the runtime knows it; stoker never asks a Kubernetes API.
+type Pod struct {
+	Name, Namespace, UID string
+	Labels, Annotations  map[string]string
+}
+
+// Key names a container among all runtimes; a restart keeps it.
+type Key struct{ Runtime, Namespace, ID string }
+
+// Key returns the container's key.
+func (c *Container) Key() Key { return Key{c.Runtime, c.Namespace, c.ID} }
+
+// Clone returns a copy that shares nothing with c.
+func (c Container) Clone() Container {
+	c.Labels, c.Annotations, c.Env = maps.Clone(c.Labels), maps.Clone(c.Annotations), maps.Clone(c.Env)
+	c.Pod.Labels, c.Pod.Annotations = maps.Clone(c.Pod.Labels), maps.Clone(c.Pod.Annotations)
+	return c
+}
+
+// EventType says what happened.
+type EventType uint8
+
+const (
+	// Upsert: the container exists and its fields are as given; empty fields are "this source does not know" and never
+	// erase what another source said. Idempotent. A known CgroupID that differs from the recorded one is a new generation.
+	Upsert EventType = iota + 1
+	// Gone: the container's last process has ended or its record was deleted. CgroupID 0 means "whichever generation
+	// is current".
+	Gone
+	// Synced: this source has told everything that existed when it connected. What it told in an earlier connection and
+	// not again since is gone (a runtime's restart swallows exit events). Container is empty.
+	Synced
+)
+
+func (t EventType) String() string {
+	switch t {
+	case Upsert:
+		return "upsert"
+	case Gone:
+		return "gone"
+	case Synced:
+		return "synced"
+	}
+	return "unknown"
+}
+
+// Event is one thing that a source has to say.
+type Event struct {
+	Type   EventType
+	Source string // the Name of the source that speaks
+	// Complete means the source has nothing more to add to this container: its names and labels are final for now. A
+	// container without it is in scope provisionally.
+	Complete  bool
+	Container Container
+	At        time.Time // when the source learned it
+}
+
+// Source tells about containers.
+type Source interface {
+	// Name is short and stable: it is the value of the metric's label "source" and of the log key "source".
+	Name() string
+	// Run blocks until ctx ends. It first emits what already exists, then Synced, then changes as they come; after a lost
+	// connection it reconnects with back-off and does the same again. emit is registry.Apply: it returns when the scope is
+	// in the kernel, within about a millisecond, and may be called from any goroutine. Run returns ctx.Err(), or an error
+	// that no retry can mend.
+	Run(ctx context.Context, emit func(Event)) error
+}
+
+// Status is what a source says about itself, for `stoker ps` and /healthz.
+type Status struct {
+	Connected bool
+	Err       string // the last error with its remedy; empty when connected
+	Since     time.Time
+}
+
+// StatusReporter is implemented by sources that can lose a connection.
+type StatusReporter interface{ Status() Status }
