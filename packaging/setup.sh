@@ -1,0 +1,76 @@
+#!/bin/bash
+# Installs, by apt on Debian 12, what stoker's build and tests need beyond Go, gcc, git and make. Installs only what is
+# missing, asks the network for nothing when nothing is, and removes nothing.
+#
+# Usage: packaging/setup.sh generate|demo|test|bench
+set -euo pipefail
+
+# clang-19 and llvm-19 compile the BPF programs (the version is pinned: the objects are committed and compared byte by
+# byte), libbpf-dev has their headers, bpftool writes vmlinux.h.
+generate=(clang-19 llvm-19 libbpf-dev bpftool)
+# The demo runs real containers: containerd and runc run them, busybox and small C++ programs are in them.
+demo=(containerd runc busybox-static g++)
+# The browser tests drive Chromium; setpriv (util-linux) takes capabilities away in the tests of degradation.
+test=("${generate[@]}" "${demo[@]}" chromium util-linux)
+# The benchmark compares with perf and bpftrace on the same load.
+bench=("${demo[@]}" linux-perf bpftrace)
+
+case "${1-}" in
+generate) want=("${generate[@]}") ;;
+demo) want=("${demo[@]}") ;;
+test) want=("${test[@]}") ;;
+bench) want=("${bench[@]}") ;;
+*)
+	echo "usage: $0 generate|demo|test|bench" >&2
+	exit 2
+	;;
+esac
+
+if ! command -v dpkg-query >/dev/null; then
+	echo "setup: this machine has no dpkg. Install these yourself, by the names your distribution gives them: ${want[*]}" >&2
+	exit 1
+fi
+missing=()
+for p in "${want[@]}"; do
+	if [[ $(dpkg-query -W -f '${db:Status-Status}' "$p" 2>/dev/null) != installed ]]; then
+		missing+=("$p")
+	fi
+done
+if ((${#missing[@]} == 0)); then
+	exit 0
+fi
+if ((EUID != 0)); then
+	echo "setup: missing packages: ${missing[*]}. Run as root: apt-get install ${missing[*]}" >&2
+	exit 1
+fi
+
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+# retry COMMAND…: networks fail for a moment; three tries, the output only when the last one failed.
+retry() {
+	local try
+	for try in 1 2 3; do
+		if DEBIAN_FRONTEND=noninteractive "$@" >"$log" 2>&1 </dev/null; then
+			return 0
+		fi
+		echo "setup: try $try of 3 failed: $*" >&2
+		sleep $((try * 3))
+	done
+	cat "$log" >&2
+	return 1
+}
+
+echo "setup: installing ${missing[*]}"
+echo "setup: apt-get update"
+if ! retry apt-get update -q -o DPkg::Lock::Timeout=120; then
+	echo "setup: apt-get update failed; check the network and /etc/apt/sources.list" >&2
+	exit 1
+fi
+for p in "${missing[@]}"; do
+	echo "setup: apt-get install $p"
+	if ! retry apt-get install -y -q --no-install-recommends -o DPkg::Lock::Timeout=120 "$p"; then
+		echo "setup: $p could not be installed. stoker's setup knows Debian 12; elsewhere install it by hand and try again." >&2
+		exit 1
+	fi
+done
+echo "setup: done"
