@@ -33,9 +33,8 @@ const (
 //go:embed src
 var sources embed.FS
 
-// -O1 with the calls kept as they are written: a sibling call would take a frame out of the known stack, and so would a leaf
-// function without a frame pointer of its own.
-var cflags = []string{"-g", "-O1", "-Wall", "-Werror", "-fno-omit-frame-pointer", "-mno-omit-leaf-frame-pointer",
+// -O1 with the calls kept as they are written: a sibling call would take a frame out of the known stack.
+var cflags = []string{"-g", "-O1", "-Wall", "-Werror", "-fno-omit-frame-pointer",
 	"-fno-optimize-sibling-calls", "-fno-inline-functions-called-once"}
 
 // how says, for each program, which compiler with which arguments makes it, run in the directory of the sources.
