@@ -1,0 +1,174 @@
+// Package config is what the operator can choose: one Config, one Default, one Validate. It reads the YAML file, the
+// STOKER_ environment and the values of flags (flag over environment over file over default), remembers where each value
+// came from, and reports every mistake at once with its place. It starts nothing, changes nothing and keeps no state: a
+// Config is plain data that anyone may copy. Only cmd/stoker imports it; it hands the values on to the packages it wires.
+//
+// A key exists once: as a field of these structs with its yaml name and its help text. The file's decoder, the names of the
+// environment variables and flags, `config show`, `config check` and the comparison for a reload all follow from that.
+package config
+
+import (
+	"time"
+
+	"github.com/prometheus/prometheus/model/relabel"
+)
+
+// DefaultFile is read when it exists and nothing else was named.
+const DefaultFile = "/etc/stoker/stoker.yaml"
+
+// Config is everything the agent can be told. The zero value is not usable: start from Default.
+//
+// Tags: yaml is the key, help the text for people, live:"true" says that a running agent takes the new value on SIGHUP,
+// secret:"true" that the value is never printed.
+type Config struct {
+	Sampling        Sampling          `yaml:"sampling"`
+	Targets         []Rule            `yaml:"targets" live:"true" help:"which containers are profiled; the first rule that matches wins; none: all"`
+	Relabel         []*relabel.Config `yaml:"relabel_configs" live:"true" help:"Prometheus relabeling rules over __meta_container_*, __meta_docker_* and __meta_kubernetes_pod_*"`
+	Labels          map[string]string `yaml:"labels" live:"true" help:"labels put on every profile"`
+	Store           Store             `yaml:"store"`
+	Pyroscope       []Endpoint        `yaml:"pyroscope" help:"Pyroscope servers to push to, one or a list; none: profiles stay on this node"`
+	Web             Web               `yaml:"web"`
+	Socket          string            `yaml:"socket" help:"unix socket over which ps, top and record reach the agent"`
+	ContainerLabels ContainerLabels   `yaml:"container_labels"`
+	Runtimes        Runtimes          `yaml:"runtimes"`
+	Log             Log               `yaml:"log"`
+}
+
+// Sampling says how often and over which interval.
+type Sampling struct {
+	Frequency int           `yaml:"frequency" help:"samples per second on each CPU"`
+	Window    time.Duration `yaml:"window" help:"interval in which equal stacks are counted; one profile per container and window"`
+}
+
+// Rule is one line of targets. Every field that is set must match; a rule without any matches all containers. Patterns are
+// shell globs in which * also matches a slash.
+type Rule struct {
+	Exclude   bool              `yaml:"exclude" help:"do not profile what matches"`
+	Runtime   string            `yaml:"runtime" help:"containerd, docker, … (pattern)"`
+	Namespace string            `yaml:"namespace" help:"namespace of the pod, or of containerd where there is no pod (pattern)"`
+	Pod       string            `yaml:"pod" help:"name of the pod (pattern)"`
+	Name      string            `yaml:"name" help:"name or id of the container (pattern)"`
+	Image     string            `yaml:"image" help:"image reference as the runtime spells it (pattern)"`
+	Label     map[string]string `yaml:"label" help:"labels of the container and the patterns of their values"`
+}
+
+// Store is the embedded database and its bounds.
+type Store struct {
+	Path    string        `yaml:"path" help:"the SQLite database that holds the profiles"`
+	MaxSize Bytes         `yaml:"max_size" help:"the database with its write-ahead log stays below this; the oldest profiles go first"`
+	MaxAge  time.Duration `yaml:"max_age" help:"profiles older than this are deleted"`
+	MinFree Percent       `yaml:"min_free" help:"share of the file system that stays free"`
+}
+
+// Endpoint is one Pyroscope server.
+type Endpoint struct {
+	Name            string            `yaml:"name" help:"names this endpoint's deliveries in the store; must not change as long as they wait; default: the host and path of the URL"`
+	URL             string            `yaml:"url" help:"base URL of the server"`
+	TenantID        string            `yaml:"tenant_id" help:"value of X-Scope-OrgID"`
+	BasicAuth       BasicAuth         `yaml:"basic_auth"`
+	Authorization   Authorization     `yaml:"authorization"`
+	BearerTokenFile string            `yaml:"bearer_token_file" help:"file with a bearer token; short for authorization"`
+	Headers         map[string]string `yaml:"headers" secret:"true" help:"further request headers"`
+	TLS             TLS               `yaml:"tls"`
+	RemoteTimeout   time.Duration     `yaml:"remote_timeout" help:"how long one push may take"`
+	Uncertain       string            `yaml:"uncertain" help:"a push whose answer was lost: resend (may be counted twice) or keep (may be missing)"`
+}
+
+// BasicAuth is HTTP basic authentication.
+type BasicAuth struct {
+	Username     string `yaml:"username" help:"user name"`
+	PasswordFile string `yaml:"password_file" help:"file with the password"`
+}
+
+// Authorization is an Authorization header made of a type and a secret from a file.
+type Authorization struct {
+	Type            string `yaml:"type" help:"first word of the Authorization header"`
+	CredentialsFile string `yaml:"credentials_file" help:"file with the secret"`
+}
+
+// TLS is the client side of TLS.
+type TLS struct {
+	CAFile             string `yaml:"ca_file" help:"PEM file with the authorities to trust instead of the system's"`
+	CertFile           string `yaml:"cert_file" help:"PEM file with the client certificate"`
+	KeyFile            string `yaml:"key_file" help:"PEM file with the client certificate's key"`
+	ServerName         string `yaml:"server_name" help:"name to expect in the server's certificate"`
+	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" help:"accept any certificate"`
+}
+
+// Web is the local UI with /metrics and /healthz.
+type Web struct {
+	Listen    string `yaml:"listen" help:"address of the UI: host:port, unix:/path, or off"`
+	TokenFile string `yaml:"token_file" help:"file with a token that browsers and scrapers must present; needed beyond loopback"`
+}
+
+// ContainerLabels says how far a container may steer itself through its own labels.
+type ContainerLabels struct {
+	Allow        []string `yaml:"allow" live:"true" help:"stoker.* labels that are obeyed: enable, service, frequency"`
+	Tenants      []string `yaml:"tenants" live:"true" help:"tenants that a container may choose with stoker.tenant"`
+	MaxFrequency int      `yaml:"max_frequency" live:"true" help:"highest frequency that a container may ask for"`
+}
+
+// Runtimes says where the container runtimes are.
+type Runtimes struct {
+	Containerd Containerd `yaml:"containerd"`
+}
+
+// Containerd says where containerd listens.
+type Containerd struct {
+	Address []string `yaml:"address" help:"containerd's sockets, one or a list; none: look in the usual places; off: do not ask containerd"`
+}
+
+// Log is the agent's own log on stderr.
+type Log struct {
+	Level  string `yaml:"level" live:"true" help:"debug, info, warn or error"`
+	Format string `yaml:"format" help:"text or json"`
+}
+
+// Off is the value that switches web.listen and runtimes.containerd.address off.
+const Off = "off"
+
+// Default returns the configuration of an agent that was told nothing.
+func Default() Config {
+	return Config{
+		Sampling: Sampling{Frequency: 97, Window: 10 * time.Second},
+		Store:    Store{Path: "/var/lib/stoker/profiles.db", MaxSize: 256 << 20, MaxAge: 72 * time.Hour, MinFree: 0.05},
+		Web:      Web{Listen: "127.0.0.1:4041"},
+		Socket:   "/run/stoker/stoker.sock",
+		ContainerLabels: ContainerLabels{
+			Allow:        []string{"enable", "service", "frequency"},
+			MaxFrequency: 199,
+		},
+		Log: Log{Level: "info", Format: "text"},
+	}
+}
+
+// DefaultEndpoint returns what an entry of pyroscope starts from.
+func DefaultEndpoint() Endpoint {
+	// A push is answered after about half a second and the server gives itself five for the write path: a short timeout
+	// only manufactures doubt about what was stored.
+	return Endpoint{RemoteTimeout: 30 * time.Second, Uncertain: Resend}
+}
+
+// What to do about a push whose answer was lost: Endpoint.Uncertain.
+const (
+	Resend = "resend"
+	Keep   = "keep"
+)
+
+// notYet are keys of the configuration's contract that this version does not act on. They are refused rather than ignored,
+// for a key that does nothing is worse than an error.
+var notYet = map[string]string{
+	"systemd":             "profiling systemd services",
+	"runtimes.docker":     "asking Docker (its containers are found through containerd and the cgroup scan)",
+	"runtimes.podman":     "asking Podman (its containers are found through the cgroup scan)",
+	"runtimes.nri":        "the NRI plugin",
+	"pyroscope.symbolize": "leaving symbols to the server",
+}
+
+// inlineSecrets are keys that others allow and we do not: secrets come from files.
+var inlineSecrets = map[string]string{
+	"pyroscope.basic_auth.password":       "password_file",
+	"pyroscope.authorization.credentials": "credentials_file",
+	"pyroscope.bearer_token":              "bearer_token_file",
+	"web.token":                           "token_file",
+}
