@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * How a sample ends: its stack is sent if it is new, its count goes into the open window, its outcome is written. Every
+ * program that can be the last of a walk has a copy of this (a few hundred instructions), because a tail call to a common
+ * last program could itself fall through. The order of the steps is the kernel protocol of docs/architecture.md.
+ */
+#pragma once
+
+#include "unwind.h"
+
+/* K2: sends the stack and marks it as seen; false when it could not be sent. */
+static __always_inline bool stack__deliver(struct unwind_state *st)
+{
+	struct stack_key *key = &st->record.head.key;
+	u32 scope = key->scope;
+	struct scope_state *budget = bpf_map_lookup_elem(&scope_states, &scope);
+	if (!budget || budget->stacks_left <= 0)
+		return false;
+	u32 n = st->frames;
+	if (n > MAX_FRAMES) /* for the verifier */
+		return false;
+	st->record.head.type = RECORD_STACK;
+	st->record.head.n = n;
+	if (bpf_ringbuf_output(&stacks, &st->record, sizeof(struct record) + n * sizeof(struct frame), 0))
+		return false;
+	__sync_fetch_and_add(&budget->stacks_left, -1);
+	u8 one = 1;
+	if (bpf_map_update_elem(&seen, key, &one, BPF_ANY)) /* full or busy: the stack is sent again, which is harmless */
+		counters__event(key->origin, EVENT_SEEN_FULL);
+	return true;
+}
+
+static __always_inline bool count__add(void *window_map, struct stack_key *key, u64 weight)
+{
+	struct count *v = bpf_map_lookup_elem(window_map, key);
+	if (!v) {
+		struct count first = { .n = 1, .weight = weight };
+		long err = bpf_map_update_elem(window_map, key, &first, BPF_NOEXIST);
+		if (!err)
+			return true;
+		if (err != -EEXIST)
+			return false;
+		v = bpf_map_lookup_elem(window_map, key); /* another CPU was first */
+		if (!v)
+			return false;
+	}
+	__sync_fetch_and_add(&v->n, 1);
+	__sync_fetch_and_add(&v->weight, weight);
+	return true;
+}
+
+/* K2 to K4. Called once per walk, by whichever program ends it. */
+static __always_inline int sample__finish(struct unwind_state *st)
+{
+	struct stack_key *key = &st->record.head.key;
+	u32 outcome = st->outcome, zero = 0;
+	u32 origin = key->origin;
+
+	if (outcome != OUTCOME_COMPLETE && outcome != OUTCOME_CHAIN_ENDED)
+		unwind__append(st, 0, FRAME_TRUNCATED, false, outcome, 0);
+	key->hash = st->hash ? st->hash : 1; /* 0 means: not delivered */
+	if (!bpf_map_lookup_elem(&seen, key) && !stack__deliver(st)) {
+		key->hash = 0;
+		outcome = OUTCOME_UNDELIVERED;
+	}
+	/* Read once and after K2: a key counted in this map has its record in the ring before the map is closed. */
+	void *open = bpf_map_lookup_elem(&window, &zero);
+	if (!open || !count__add(open, key, st->weight)) {
+		struct rest_key rk = { .scope = key->scope, .origin = origin };
+		struct count *r = bpf_map_lookup_elem(&rest, &rk);
+		if (r) {
+			r->n++;
+			r->weight += st->weight;
+		}
+		outcome = OUTCOME_OVERFLOW;
+	}
+	counters__outcome(origin, outcome);
+	return 0;
+}
+
+/* An unwinder's way out: the walk is over, outcome says how. */
+static __always_inline int unwind__done(struct unwind_state *st, u32 outcome)
+{
+	st->outcome = outcome;
+	return sample__finish(st);
+}
+
+/* An unwinder's other way out: slot goes on from the state as it stands. */
+static __always_inline int unwind__next(void *ctx, struct unwind_state *st, u32 slot)
+{
+	if (st->tail_calls >= MAX_TAIL_CALLS)
+		return unwind__done(st, OUTCOME_TOO_DEEP);
+	st->tail_calls++;
+	bpf_tail_call(ctx, &unwinders, slot);
+	return unwind__done(st, OUTCOME_NO_UNWINDER); /* fell through: the slot is empty */
+}

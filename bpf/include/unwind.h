@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The kernel's half of the contract between the sampler and its unwinders: the frames, the state of a walk, and the maps
+ * that all programs share. Every unwinder includes this text and is loaded onto the sampler's maps, so the structs are
+ * declared here once; bpf2go makes their Go types in bpf/sampler only.
+ *
+ * A walk: bpf/sampler/sampler.bpf.c fills the state with the user registers and tail-calls an unwinder. An unwinder pushes
+ * frames with unwind__push(), moves pc, sp and fp, and leaves through unwind__next() (another unwinder, or itself again) or
+ * unwind__done(). Whichever program ends the walk runs sample__finish() (sample.h) and so writes the sample's one outcome.
+ */
+#pragma once
+
+#include "kernel.h"
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_core_read.h>
+
+/* Longest kernel stack we keep: perf_event_max_stack's default, PERF_MAX_STACK_DEPTH. */
+#define MAX_KERNEL_FRAMES 127
+/* Longest user stack we keep, twice perf's default. Deeper ones end with OUTCOME_TOO_DEEP and a mark. */
+#define MAX_USER_FRAMES 255
+/* Both, and one mark that says why the walk ended early; rounded up so that an index is bounded by a mask. */
+#define MAX_FRAMES 384
+_Static_assert(MAX_KERNEL_FRAMES + MAX_USER_FRAMES + 1 <= MAX_FRAMES, "a mark always fits");
+/* The kernel allows 33 tail calls in a chain (MAX_TAIL_CALL_CNT); we stop before it does, to write an outcome of our own. */
+#define MAX_TAIL_CALLS 30
+/* User frames for which the first stack of a process carries build ids. */
+#define MAX_HINTS 32
+/* Slots of the program array: 0 is never used, 1 is the first unwinder of the list in cmd/stoker/agent.go. */
+#define MAX_UNWINDERS 16
+
+/* What became of a sample that was in scope. Exactly one per sample: taken = sum of outcomes. */
+enum outcome {
+	OUTCOME_COMPLETE,    /* the walk reached the outermost frame, or there was no user stack to walk */
+	OUTCOME_CHAIN_ENDED, /* the frame-pointer chain ended in something that is no frame: callers may be missing */
+	OUTCOME_FAULT,       /* user memory could not be read (not resident, or no frame pointer there) */
+	OUTCOME_TOO_DEEP,    /* more than MAX_USER_FRAMES frames or MAX_TAIL_CALLS programs */
+	OUTCOME_NO_UNWINDER, /* a tail call fell through */
+	OUTCOME_COMPAT,      /* a 32-bit task: not walked */
+	OUTCOME_THINNED,     /* left out by the scope's thinning; its weight is in the samples that stayed */
+	OUTCOME_UNDELIVERED, /* counted without its stack: ring full, or the scope's budget of new stacks spent */
+	OUTCOME_OVERFLOW,    /* counted per scope only: the window's map was full or busy */
+	OUTCOME_COUNT,
+};
+
+/* Things worth counting that are no sample's outcome. */
+enum event {
+	EVENT_EXEC_LOST,    /* an exec or exit record did not fit in the ring: user space re-lists */
+	EVENT_HINTS_LOST,   /* build ids of a first stack did not fit */
+	EVENT_PROCESS_FULL, /* the process table is full: this process gets no hints and no epochs */
+	EVENT_SEEN_FULL,    /* seen could not take a key: its stack will be sent again */
+	EVENT_SCOPE_WALKS,  /* cache misses of the cgroup → scope answer */
+	EVENT_COUNT,
+};
+
+enum origin {
+	ORIGIN_CPU,
+	ORIGIN_COUNT,
+};
+
+enum sample_context {
+	CONTEXT_USER = 1,
+	CONTEXT_KERNEL = 2,
+};
+
+/* Kinds of frames of slot 0: no unwinder's. */
+enum frame_kind {
+	FRAME_KERNEL = 1,    /* a: kernel address */
+	FRAME_TRUNCATED = 2, /* a: the outcome that ended the walk */
+};
+
+struct frame {
+	u8 unwinder; /* slot of the program that made it: who reads kind, a and b in user space */
+	u8 kind;
+	u8 return_address; /* a is a return address: the call is at a - 1 */
+	u8 pad[5];
+	u64 a;
+	u64 b;
+};
+
+struct stack_key {
+	u64 hash; /* 0: stack not delivered */
+	u64 start_boottime;
+	u64 exec_id;
+	u32 pid;
+	u32 epoch;
+	u32 scope;
+	u8 origin;
+	u8 context;
+	u8 pad[2];
+};
+
+struct count {
+	u64 n;
+	u64 weight; /* in sampling periods for ORIGIN_CPU */
+};
+
+enum record_type {
+	RECORD_STACK = 1,
+	RECORD_HINTS = 2, /* precedes the first stack of a process */
+	RECORD_EXEC = 3,
+	RECORD_EXIT = 4,
+};
+
+/* What the ring carries. Every record begins with this header; n counts what follows it. */
+struct record {
+	u32 type;
+	u32 n;
+	struct stack_key key; /* EXEC, EXIT, HINTS: hash, context are 0 */
+};
+
+struct stack_record {
+	struct record head;
+	struct frame frames[MAX_FRAMES]; /* only head.n of them are sent; leaf first: kernel, user, mark */
+};
+
+struct hints_record {
+	struct record head;
+	struct bpf_stack_build_id ids[MAX_HINTS]; /* in the order of the user frames */
+};
+
+/* One walk, one per CPU. Programs of one type do not nest on a CPU (bpf_prog_active), and each origin has its own state. */
+struct unwind_state {
+	u64 pc, sp, fp;
+	u64 hash;
+	u64 weight;
+	u32 frames, user_frames;
+	u32 tail_calls;
+	u32 outcome;
+	u8 return_address; /* pc is one */
+	u8 pad[7];
+	struct stack_record record;
+	struct hints_record hints;
+	u64 kernel[MAX_KERNEL_FRAMES];
+};
+
+struct counters {
+	u64 runs;
+	u64 taken;
+	u64 outcomes[OUTCOME_COUNT];
+	u64 events[EVENT_COUNT];
+};
+
+struct process {
+	u64 start_boottime;
+	u64 exec_id;
+	u32 epoch;
+	u32 unwinder; /* slot to begin with; 0: the first */
+};
+
+struct scope_state {
+	s64 stacks_left; /* new stacks this scope may still send in this window */
+};
+
+struct rest_key {
+	u32 scope;
+	u32 origin;
+};
+
+/* Sizes marked "Go" are set by bpf/sampler from CPUs and configuration before loading. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct unwind_state);
+} unwind_state SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PROG_ARRAY);
+	__uint(max_entries, MAX_UNWINDERS);
+	__type(key, u32);
+	__type(value, u32);
+} unwinders SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, ORIGIN_COUNT);
+	__type(key, u32);
+	__type(value, struct counters);
+} counters SEC(".maps");
+
+struct { /* key → 1: the kernel inserts, only user space deletes */
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* Go */
+	__type(key, struct stack_key);
+	__type(value, u8);
+} seen SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_RINGBUF);
+	__uint(max_entries, 4096); /* Go */
+} stacks SEC(".maps");
+
+struct window_map {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* Go: from the last window */
+	__type(key, struct stack_key);
+	__type(value, struct count);
+};
+
+struct { /* [0] is the open window; user space replaces it and reads the closed one in peace */
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__array(values, struct window_map);
+} window SEC(".maps");
+
+struct { /* what the window could not take; cumulative; user space makes the entries with the scope */
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
+	__uint(max_entries, 1); /* Go */
+	__type(key, struct rest_key);
+	__type(value, struct count);
+} rest SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* Go */
+	__type(key, u32);
+	__type(value, struct scope_state);
+} scope_states SEC(".maps");
+
+/* Random per agent, so that nobody can build stacks that collide. */
+const volatile u64 hash_seed;
+
+static __always_inline struct counters *counters__of(u32 origin)
+{
+	return bpf_map_lookup_elem(&counters, &origin);
+}
+
+static __always_inline void counters__outcome(u32 origin, u32 outcome)
+{
+	struct counters *c = counters__of(origin);
+	if (c && outcome < OUTCOME_COUNT)
+		c->outcomes[outcome]++;
+}
+
+static __always_inline void counters__event(u32 origin, u32 event)
+{
+	struct counters *c = counters__of(origin);
+	if (c && event < EVENT_COUNT)
+		c->events[event]++;
+}
+
+static __always_inline u64 hash__mix(u64 h, u64 v)
+{
+	h ^= v;
+	h *= 0x9fb21c651e98df25ULL; /* odd, high entropy: one round of a multiply-xorshift hash per word */
+	return h ^ (h >> 32);
+}
+
+static __always_inline struct unwind_state *unwind__state(void)
+{
+	u32 zero = 0;
+	return bpf_map_lookup_elem(&unwind_state, &zero);
+}
+
+/* Appends a frame and takes it into the hash. The caller has checked that there is room. */
+static __always_inline void unwind__append(struct unwind_state *st, u8 slot, u8 kind, bool return_address, u64 a, u64 b)
+{
+	u32 i = st->frames;
+	if (i >= MAX_FRAMES) /* for the verifier */
+		return;
+	struct frame *f = &st->record.frames[i];
+	*(u64 *)f = 0;
+	f->unwinder = slot;
+	f->kind = kind;
+	f->return_address = return_address;
+	f->a = a;
+	f->b = b;
+	st->hash = hash__mix(hash__mix(st->hash, a), b ^ *(u64 *)f);
+	st->frames = i + 1;
+}
+
+/* Appends a user frame; false when the stack is as deep as we keep. */
+static __always_inline bool unwind__push(struct unwind_state *st, u8 slot, u8 kind, u64 a, u64 b)
+{
+	if (st->user_frames >= MAX_USER_FRAMES)
+		return false;
+	st->user_frames++;
+	unwind__append(st, slot, kind, st->return_address, a, b);
+	return true;
+}

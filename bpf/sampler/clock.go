@@ -1,0 +1,159 @@
+package sampler
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+	"unsafe"
+
+	"github.com/cilium/ebpf"
+	"github.com/stoker-profiler/stoker/bpf/internal/cpulist"
+	"golang.org/x/sys/unix"
+)
+
+// clock is the CPU clock event of every online CPU, with the sampler's program on it. It follows CPU hotplug when asked to
+// refresh.
+type clock struct {
+	prog        *ebpf.Program
+	frequencyHz int
+
+	mu      sync.Mutex // protects what follows
+	enabled bool
+	fds     map[int]int   // CPU → perf event
+	past    time.Duration // time enabled of events that are closed
+}
+
+func newClock(prog *ebpf.Program, frequencyHz int) *clock {
+	return &clock{prog: prog, frequencyHz: frequencyHz, fds: map[int]int{}}
+}
+
+// open opens the event of each online CPU, disabled.
+func (c *clock) open() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refreshLocked()
+}
+
+// refresh opens events of CPUs that came online and closes those of CPUs that left.
+func (c *clock) refresh() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.refreshLocked()
+}
+
+func (c *clock) refreshLocked() error {
+	const path = "/sys/devices/system/cpu/online"
+	list, err := os.ReadFile(path)
+	if err != nil {
+		return fmt.Errorf("read the list of online CPUs: %w", err)
+	}
+	online, err := cpulist.Parse(string(list))
+	if err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	var errs []error
+	for cpu, fd := range c.fds {
+		if !online[cpu] {
+			c.past += timeEnabled(fd)
+			errs = append(errs, unix.Close(fd))
+			delete(c.fds, cpu)
+		}
+	}
+	for cpu := range online {
+		if _, ok := c.fds[cpu]; ok {
+			continue
+		}
+		fd, err := c.openCPU(cpu)
+		if errors.Is(err, unix.ENODEV) { // went offline since we read the list
+			continue
+		}
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		c.fds[cpu] = fd
+	}
+	return errors.Join(errs...)
+}
+
+func (c *clock) openCPU(cpu int) (int, error) {
+	attr := unix.PerfEventAttr{
+		Type:        unix.PERF_TYPE_SOFTWARE,
+		Config:      unix.PERF_COUNT_SW_CPU_CLOCK,
+		Size:        uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
+		Sample:      uint64(c.frequencyHz),
+		Bits:        unix.PerfBitFreq | unix.PerfBitDisabled,
+		Read_format: unix.PERF_FORMAT_TOTAL_TIME_ENABLED,
+	}
+	fd, err := unix.PerfEventOpen(&attr, -1, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
+	if err != nil {
+		return 0, perfError(cpu, err)
+	}
+	// An ioctl rather than a BPF link: it is there on every kernel and ends with the file just the same.
+	if err := unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_SET_BPF, c.prog.FD()); err != nil {
+		unix.Close(fd)
+		return 0, perfError(cpu, fmt.Errorf("attach the program: %w", err))
+	}
+	if c.enabled {
+		if err := unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_ENABLE, 0); err != nil {
+			unix.Close(fd)
+			return 0, perfError(cpu, fmt.Errorf("enable: %w", err))
+		}
+	}
+	return fd, nil
+}
+
+// enable starts or stops the ticking on all CPUs.
+func (c *clock) enable(on bool) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.enabled == on {
+		return nil
+	}
+	c.enabled = on
+	op := uint(unix.PERF_EVENT_IOC_DISABLE)
+	if on {
+		op = unix.PERF_EVENT_IOC_ENABLE
+	}
+	var errs []error
+	for cpu, fd := range c.fds {
+		if err := unix.IoctlSetInt(fd, op, 0); err != nil {
+			errs = append(errs, perfError(cpu, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// ticks is how often the clock should have run the program so far: time enabled × frequency over all CPUs.
+func (c *clock) ticks() float64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	total := c.past
+	for _, fd := range c.fds {
+		total += timeEnabled(fd)
+	}
+	return total.Seconds() * float64(c.frequencyHz)
+}
+
+// timeEnabled reads struct read_format {value, time_enabled}; 0 when the event is gone.
+func timeEnabled(fd int) time.Duration {
+	var b [16]byte
+	if n, err := unix.Read(fd, b[:]); err != nil || n != len(b) {
+		return 0
+	}
+	return time.Duration(binary.LittleEndian.Uint64(b[8:]))
+}
+
+func (c *clock) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var errs []error
+	for cpu, fd := range c.fds {
+		errs = append(errs, unix.Close(fd))
+		delete(c.fds, cpu)
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,519 @@
+//go:build root
+
+package sampler_test
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/stoker-profiler/stoker/bpf/process"
+	"github.com/stoker-profiler/stoker/bpf/sampler"
+	"github.com/stoker-profiler/stoker/bpf/unwind"
+	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+)
+
+// The test binary is its own workload: started with STOKER_TEST_WORKLOAD it does that and nothing else.
+func TestMain(m *testing.M) {
+	if w := os.Getenv("STOKER_TEST_WORKLOAD"); w != "" {
+		workloads[w]()
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+var workloads = map[string]func(){
+	"spin": func() {
+		for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+			spin()
+		}
+	},
+	"storm": func() { // fork and exec as fast as one CPU can
+		for {
+			cmd := exec.Command("/proc/self/exe")
+			cmd.Env = append(os.Environ(), "STOKER_TEST_WORKLOAD=brief")
+			if err := cmd.Run(); err != nil {
+				return
+			}
+		}
+	},
+	"brief":  func() { spin() },
+	"stacks": func() { deep(uint64(os.Getpid())) },
+}
+
+//go:noinline
+func spin() (x uint64) {
+	for i := range uint64(1 << 20) {
+		x = x*31 + i
+	}
+	return x
+}
+
+// deep makes as many different stacks as it can: each bit of n picks one of two functions.
+//
+//go:noinline
+func deep(n uint64) {
+	for {
+		n = n*6364136223846793005 + 1442695040888963407
+		left(n>>20, 20)
+	}
+}
+
+//go:noinline
+func left(n uint64, depth int) uint64 {
+	if depth == 0 {
+		return work(n)
+	}
+	if n&1 == 0 {
+		return left(n>>1, depth-1) + 1
+	}
+	return right(n>>1, depth-1) + 2
+}
+
+//go:noinline
+func right(n uint64, depth int) uint64 {
+	if depth == 0 {
+		return work(n)
+	}
+	if n&1 == 0 {
+		return left(n>>1, depth-1) + 3
+	}
+	return right(n>>1, depth-1) + 4
+}
+
+//go:noinline
+func work(n uint64) uint64 {
+	for i := range uint64(20000) {
+		n = n*31 + i
+	}
+	return n
+}
+
+// cgroup2 finds where the v2 tree is mounted.
+func cgroup2(t *testing.T) string {
+	t.Helper()
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var fs unix.Statfs_t
+		if err := unix.Statfs(dir, &fs); err == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+			return dir
+		}
+	}
+	t.Fatal("no cgroup v2 tree is mounted: these tests need one at /sys/fs/cgroup or /sys/fs/cgroup/unified")
+	return ""
+}
+
+// newCgroup makes a cgroup below root and removes it, with all that is in it, when the test ends.
+func newCgroup(t *testing.T, root, name string) (dir string, id uint64) {
+	t.Helper()
+	dir = filepath.Join(root, fmt.Sprintf("stoker-test-%d-%s", os.Getpid(), name))
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 200 {
+			killAll(dir)
+			if os.Remove(dir) == nil || os.IsNotExist(os.Remove(dir)) {
+				return
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+		t.Errorf("cannot remove %s", dir)
+	})
+	var st unix.Stat_t
+	if err := unix.Stat(dir, &st); err != nil {
+		t.Fatal(err)
+	}
+	return dir, st.Ino
+}
+
+func killAll(dir string) {
+	b, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	for _, pid := range strings.Fields(string(b)) {
+		var n int
+		if _, err := fmt.Sscan(pid, &n); err == nil {
+			_ = syscall.Kill(n, syscall.SIGKILL)
+		}
+	}
+}
+
+// start runs a workload of this binary in a cgroup.
+func start(t *testing.T, cgroup, workload string) *exec.Cmd {
+	t.Helper()
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), "STOKER_TEST_WORKLOAD="+workload, "GOMAXPROCS=1")
+	if cgroup != "" {
+		d, err := os.Open(cgroup)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		if isCgroup2(cgroup) {
+			cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: int(d.Fd())}
+		}
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	if cgroup != "" && !isCgroup2(cgroup) {
+		if err := os.WriteFile(filepath.Join(cgroup, "cgroup.procs"), fmt.Append(nil, cmd.Process.Pid), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return cmd
+}
+
+func isCgroup2(dir string) bool {
+	var fs unix.Statfs_t
+	return unix.Statfs(dir, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// collector is a Handler that checks the protocol as it goes.
+type collector struct {
+	mu        sync.Mutex
+	stacks    map[unwind.Key]unwind.Stack
+	forgotten map[unwind.Key]bool
+	n, weight map[uint32]uint64 // by scope
+	byPID     map[uint32]uint64
+	counts    map[unwind.Key]uint64
+	rest      map[uint32]uint64
+	orphans   []unwind.Key
+	stackless uint64
+	windows   int
+	lost      int
+	execs     map[process.ID]uint32
+	exits     map[process.ID]bool
+	again     int
+}
+
+func newCollector() *collector {
+	return &collector{
+		stacks: map[unwind.Key]unwind.Stack{}, forgotten: map[unwind.Key]bool{}, n: map[uint32]uint64{}, weight: map[uint32]uint64{},
+		byPID: map[uint32]uint64{}, counts: map[unwind.Key]uint64{}, rest: map[uint32]uint64{},
+		execs: map[process.ID]uint32{}, exits: map[process.ID]bool{},
+	}
+}
+
+func (c *collector) Exec(id process.ID, scope uint32) { c.locked(func() { c.execs[id] = scope }) }
+func (c *collector) Exit(id process.ID)               { c.locked(func() { c.exits[id] = true }) }
+func (c *collector) ProcessesLost()                   { c.locked(func() { c.lost++ }) }
+func (c *collector) Forget(k unwind.Key)              { c.locked(func() { delete(c.stacks, k) }) }
+func (c *collector) Stack(s unwind.Stack) {
+	c.locked(func() {
+		if _, ok := c.stacks[s.Key]; ok {
+			c.again++
+		}
+		c.stacks[s.Key] = s
+	})
+}
+func (c *collector) Window(w sampler.Window) {
+	c.locked(func() {
+		c.windows++
+		for _, x := range w.Counts {
+			c.n[x.Key.Scope] += x.N
+			c.weight[x.Key.Scope] += x.Weight
+			c.byPID[x.Key.Process.PID] += x.N
+			c.counts[x.Key] += x.N
+			if x.Key.Hash == 0 {
+				c.stackless += x.N
+			} else if _, ok := c.stacks[x.Key]; !ok {
+				c.orphans = append(c.orphans, x.Key)
+			}
+		}
+		for _, r := range w.Rest {
+			c.rest[r.Scope] += r.Count.N
+		}
+	})
+}
+func (c *collector) locked(f func()) { c.mu.Lock(); defer c.mu.Unlock(); f() }
+
+func (c *collector) total() (n uint64) {
+	for _, v := range c.n {
+		n += v
+	}
+	for _, v := range c.rest {
+		n += v
+	}
+	return n
+}
+
+// open starts a sampler and returns what stops it: after stop the clock is off and the last window is read.
+func open(t *testing.T, cfg sampler.Config, window time.Duration) (s *sampler.Sampler, c *collector, stop func() sampler.Stats) {
+	t.Helper()
+	if cfg.Unwinders == nil {
+		cfg.Unwinders = []unwind.Unwinder{native.Unwinder{}}
+	}
+	s, err := sampler.Open(cfg)
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	t.Cleanup(func() { s.Close() })
+	c = newCollector()
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Run(ctx, window, c) }()
+	var once sync.Once
+	var st sampler.Stats
+	stop = func() sampler.Stats {
+		once.Do(func() {
+			cancel()
+			if err := <-done; err != nil {
+				t.Errorf("Run: %v", err)
+			}
+			var err error
+			if st, err = s.Stats(); err != nil {
+				t.Error(err)
+			}
+		})
+		return st
+	}
+	t.Cleanup(func() { stop() })
+	return s, c, stop
+}
+
+func mustAdd(t *testing.T, s *sampler.Sampler, cgroupID uint64, thinning uint32) uint32 {
+	t.Helper()
+	id, err := s.Scopes().Add(cgroupID, thinning)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// checkProtocol holds what must be true of every run after it was stopped.
+func checkProtocol(t *testing.T, c *collector, st sampler.Stats) {
+	t.Helper()
+	var sum uint64
+	for _, n := range st.Outcomes {
+		sum += n
+	}
+	if st.Taken != sum {
+		t.Errorf("taken %d ≠ Σ outcomes %d: %v", st.Taken, sum, st.Outcomes)
+	}
+	if got, want := c.total()+st.Outcomes["thinned"], st.Taken; got != want {
+		t.Errorf("user space got %d samples, the kernel took %d", got, want)
+	}
+	if len(c.orphans) > 0 || st.StacksLost != 0 {
+		t.Errorf("%d counts without their stack (metric: %d), e.g. %+v", len(c.orphans), st.StacksLost, c.orphans[0])
+	}
+	if c.stackless != st.Outcomes["undelivered"] && st.Outcomes["overflow"] == 0 {
+		t.Errorf("stackless counts %d ≠ undelivered %d", c.stackless, st.Outcomes["undelivered"])
+	}
+	if st.BadRecords != 0 {
+		t.Errorf("%d records of the ring could not be parsed", st.BadRecords)
+	}
+	t.Logf("taken %d, outcomes %v, events %v, stacks new %d again %d evicted %d, windows %d, runs %d of %.0f ticks, maps %d KiB",
+		st.Taken, st.Outcomes, st.Events, st.StacksNew, st.StacksAgain, st.StacksEvicted, st.Windows, st.Runs, st.Ticks, st.MapBytes>>10)
+}
+
+func sleep(d time.Duration) { time.Sleep(d) }
+
+func TestBusyCgroupIsSampledAndNothingElse(t *testing.T) {
+	in, id := newCgroup(t, cgroup2(t), "in")
+	out, _ := newCgroup(t, cgroup2(t), "out")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 97}, time.Second)
+	scope := mustAdd(t, s, id, 1)
+	cmd := start(t, in, "spin")
+	other := start(t, out, "spin")
+	outside := start(t, "", "spin")
+	sleep(5 * time.Second)
+	before := cpuTime(t, cmd.Process.Pid)
+	st := stop()
+	checkProtocol(t, c, st)
+	want := before.Seconds() * 97
+	if got := float64(c.n[scope]); got < want*0.93-4 || got > want*1.07+4 {
+		t.Errorf("%v samples for %v of CPU at 97 Hz, want about %.0f", got, before, want)
+	}
+	if len(c.n) != 1 || c.byPID[uint32(other.Process.Pid)] != 0 || c.byPID[uint32(outside.Process.Pid)] != 0 {
+		t.Errorf("samples of others: by scope %v, by pid %v", c.n, c.byPID)
+	}
+	for k, st := range c.stacks {
+		if k.Context == unwind.ContextUser && len(st.Frames) < 3 {
+			t.Logf("short stack %+v", st.Frames)
+		}
+	}
+}
+
+// cpuTime is user plus system time of a process, from /proc/PID/stat in ticks of 10 ms.
+func cpuTime(t *testing.T, pid int) time.Duration {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+2:]))
+	var u, s int64
+	if _, err := fmt.Sscan(f[11]+" "+f[12], &u, &s); err != nil {
+		t.Fatal(err)
+	}
+	return time.Duration(u+s) * 10 * time.Millisecond
+}
+
+func TestThinningKeepsTheWeight(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "thin")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 997}, time.Second)
+	scope := mustAdd(t, s, id, 10)
+	cmd := start(t, dir, "spin")
+	sleep(5 * time.Second)
+	cpu := cpuTime(t, cmd.Process.Pid)
+	st := stop()
+	checkProtocol(t, c, st)
+	want := cpu.Seconds() * 997
+	if got := float64(c.weight[scope]); got < want*0.7 || got > want*1.3 {
+		t.Errorf("weight %v, want about %.0f", got, want)
+	}
+	if c.weight[scope] != 10*c.n[scope] {
+		t.Errorf("weight %d ≠ 10 × %d samples", c.weight[scope], c.n[scope])
+	}
+}
+
+func TestNestedCgroupBelongsToItsContainer(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "outer")
+	inner := filepath.Join(dir, "a", "b")
+	if err := os.MkdirAll(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 100 {
+			killAll(inner)
+			if os.Remove(inner) == nil {
+				break
+			}
+			sleep(20 * time.Millisecond)
+		}
+		os.Remove(filepath.Dir(inner))
+	})
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 199}, time.Second)
+	scope := mustAdd(t, s, id, 1)
+	start(t, inner, "spin")
+	sleep(time.Second)
+	checkProtocol(t, c, stop())
+	if c.n[scope] == 0 {
+		t.Errorf("no samples: %v", c.n)
+	}
+}
+
+func TestScopeChangesTakeEffectAtOnce(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "change")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 499}, 300*time.Millisecond)
+	cmd := start(t, dir, "spin")
+	_ = cmd
+	sleep(300 * time.Millisecond) // the kernel has cached nothing yet: the clock is off
+	if st, _ := s.Stats(); st.Runs != 0 {
+		t.Errorf("%d runs with nothing in scope: the clock must not tick", st.Runs)
+	}
+	first := mustAdd(t, s, id, 1)
+	sleep(500 * time.Millisecond)
+	second := mustAdd(t, s, id, 2)
+	if second == first {
+		t.Errorf("a changed thinning kept scope id %d", first)
+	}
+	sleep(500 * time.Millisecond)
+	if err := s.Scopes().Remove(id); err != nil {
+		t.Fatal(err)
+	}
+	st, err := s.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	sleep(300 * time.Millisecond)
+	final := stop()
+	checkProtocol(t, c, final)
+	if final.Taken != st.Taken {
+		t.Errorf("%d samples after the scope was removed", final.Taken-st.Taken)
+	}
+	if c.n[first] == 0 || c.n[second] == 0 {
+		t.Errorf("samples by scope: %v, want some for %d and %d", c.n, first, second)
+	}
+}
+
+func TestExecAndExitAreTold(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "exec")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 97}, 300*time.Millisecond)
+	scope := mustAdd(t, s, id, 1)
+	cmd := start(t, dir, "brief")
+	pid := uint32(cmd.Process.Pid)
+	_ = cmd.Wait()
+	sleep(500 * time.Millisecond)
+	checkProtocol(t, c, stop())
+	var execs, exits int
+	for p, sc := range c.execs {
+		if p.PID == pid && sc == scope {
+			execs++
+		}
+	}
+	for p := range c.exits {
+		if p.PID == pid {
+			exits++
+			if _, ok := c.execs[p]; !ok {
+				t.Errorf("exit of %+v, execs %v: not the same process", p, c.execs)
+			}
+		}
+	}
+	if execs != 1 || exits != 1 {
+		t.Errorf("%d execs, %d exits of pid %d, want one each", execs, exits, pid)
+	}
+}
+
+// The kernel protocol under the worst that configuration can make of it.
+func TestProtocolHoldsUnderPressure(t *testing.T) {
+	for _, tc := range []struct {
+		name      string
+		cfg       sampler.Config
+		workloads []string
+		window    time.Duration
+		want      []string // outcomes that this must have provoked
+	}{
+		{"tiny ring", sampler.Config{RingBytes: 4096}, []string{"stacks", "stacks"}, 100 * time.Millisecond, nil},
+		{"16 counts a window", sampler.Config{MaxWindowKeys: 16}, []string{"stacks", "stacks"}, 100 * time.Millisecond, []string{"overflow"}},
+		{"16 seen", sampler.Config{MaxStacks: 16, StacksPerScope: 1 << 20}, []string{"stacks", "stacks"}, 100 * time.Millisecond, nil},
+		{"eviction in each window", sampler.Config{MaxStacks: 256, StacksPerScope: 1 << 20}, []string{"stacks", "stacks"}, 50 * time.Millisecond, nil},
+		{"budget of new stacks", sampler.Config{StacksPerScope: 8}, []string{"stacks"}, 100 * time.Millisecond, []string{"undelivered"}},
+		{"fork and exec storm", sampler.Config{MaxProcesses: 64}, []string{"storm", "storm"}, 100 * time.Millisecond, nil},
+		{"all of it", sampler.Config{RingBytes: 4096, MaxWindowKeys: 16, MaxStacks: 16, MaxProcesses: 4}, []string{"stacks", "storm"}, 30 * time.Millisecond, []string{"overflow", "undelivered"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			dir, id := newCgroup(t, cgroup2(t), "pressure")
+			tc.cfg.FrequencyHz = 4999
+			s, c, stop := open(t, tc.cfg, tc.window)
+			scope := mustAdd(t, s, id, 1)
+			for _, w := range tc.workloads {
+				start(t, dir, w)
+			}
+			sleep(4 * time.Second)
+			// Epochs are raised meanwhile: stacks must come again and nothing may be lost.
+			c.locked(func() {
+				for _, id := range slices.Collect(maps.Keys(c.execs)) {
+					if err := s.RaiseEpoch(id); err != nil {
+						t.Error(err)
+					}
+				}
+			})
+			sleep(time.Second)
+			st := stop()
+			checkProtocol(t, c, st)
+			if c.n[scope]+c.rest[scope] == 0 {
+				t.Error("nothing was sampled")
+			}
+			for _, o := range tc.want {
+				if st.Outcomes[o] == 0 {
+					t.Errorf("outcome %s was not provoked", o)
+				}
+			}
+		})
+	}
+}

@@ -1,0 +1,188 @@
+//go:build ignore
+/* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
+/*
+ * The sampler's entry: what happens at a tick of the CPU clock before an unwinder takes over, and the two tracepoints that
+ * tell of processes. Longer things live in bpf/include and in the unwinders.
+ */
+#include "unwind.h"
+#include "sample.h"
+#include "scope.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+/* Enums reach Go through the object's BTF, which has only what something refers to. */
+const enum outcome *outcome_type __attribute__((unused));
+const enum event *event_type __attribute__((unused));
+const enum record_type *record_type_type __attribute__((unused));
+const enum frame_kind *frame_kind_type __attribute__((unused));
+const enum sample_context *sample_context_type __attribute__((unused));
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1); /* Go */
+	__type(key, u32);
+	__type(value, struct process);
+} processes SEC(".maps");
+
+static __always_inline void process__key(struct task_struct *task, u32 scope, struct stack_key *key)
+{
+	struct task_struct *leader = BPF_CORE_READ(task, group_leader);
+	__builtin_memset(key, 0, sizeof(*key));
+	key->pid = BPF_CORE_READ(task, tgid);
+	key->start_boottime = BPF_CORE_READ(leader, start_boottime);
+	key->exec_id = BPF_CORE_READ(leader, self_exec_id);
+	key->scope = scope;
+}
+
+/* Completes the key with the epoch of the mappings and picks the first unwinder; true when the process is new to us. */
+static __always_inline bool process__identify(struct stack_key *key, u32 *unwinder)
+{
+	struct process *p = bpf_map_lookup_elem(&processes, &key->pid);
+	if (p && p->start_boottime == key->start_boottime && p->exec_id == key->exec_id) {
+		key->epoch = p->epoch;
+		if (p->unwinder)
+			*unwinder = p->unwinder;
+		return false;
+	}
+	struct process fresh = { .start_boottime = key->start_boottime, .exec_id = key->exec_id };
+	if (bpf_map_update_elem(&processes, &key->pid, &fresh, BPF_ANY)) {
+		counters__event(key->origin, EVENT_PROCESS_FULL);
+		return false; /* never drop a sample because its process is unknown */
+	}
+	return true;
+}
+
+/* The first stack of a process carries build ids of its files: the process may be gone when user space looks. About 20 µs. */
+static __always_inline void process__send_hints(void *ctx, struct unwind_state *st)
+{
+	long bytes = bpf_get_stack(ctx, st->hints.ids, sizeof(st->hints.ids), BPF_F_USER_STACK | BPF_F_USER_BUILD_ID);
+	if (bytes <= 0 || bytes > (long)sizeof(st->hints.ids))
+		return;
+	st->hints.head.type = RECORD_HINTS;
+	st->hints.head.n = bytes / sizeof(struct bpf_stack_build_id);
+	st->hints.head.key = st->record.head.key;
+	if (bpf_ringbuf_output(&stacks, &st->hints, sizeof(struct record) + bytes, 0))
+		counters__event(st->record.head.key.origin, EVENT_HINTS_LOST);
+}
+
+#if defined(__TARGET_ARCH_x86)
+#define USER_CS 0x33   /* 64-bit user code; arch/x86/include/asm/segment.h */
+#define USER32_CS 0x23 /* 32-bit user code */
+static __always_inline bool regs__user_mode(bpf_user_pt_regs_t *regs) { return regs->cs & 3; }
+static __always_inline void regs__start(struct unwind_state *st, bpf_user_pt_regs_t *regs)
+{
+	st->pc = regs->ip;
+	st->sp = regs->sp;
+	st->fp = regs->bp;
+}
+static __always_inline bool regs__compat(bpf_user_pt_regs_t *regs) { return regs->cs == USER32_CS; }
+#else
+static __always_inline bool regs__user_mode(bpf_user_pt_regs_t *regs) { return (regs->pstate & 0xf) == 0; /* EL0t */ }
+static __always_inline void regs__start(struct unwind_state *st, bpf_user_pt_regs_t *regs)
+{
+	st->pc = regs->pc;
+	st->sp = regs->sp;
+	st->fp = regs->regs[29];
+}
+static __always_inline bool regs__compat(bpf_user_pt_regs_t *regs) { return regs->pstate & 0x10; /* PSR_MODE32_BIT */ }
+#endif
+
+/* The kernel's own frames, leaf first. */
+static __always_inline void kernel__push(void *ctx, struct unwind_state *st)
+{
+	long bytes = bpf_get_stack(ctx, st->kernel, sizeof(st->kernel), 0);
+	if (bytes <= 0)
+		return;
+	u32 n = (u32)bytes / sizeof(u64);
+	for (u32 i = 0; i < MAX_KERNEL_FRAMES && i < n; i++)
+		unwind__append(st, 0, FRAME_KERNEL, i > 0, st->kernel[i], 0);
+}
+
+SEC("perf_event")
+int sample(struct bpf_perf_event_data *ctx)
+{
+	/* K1. runs is the first thing we do: what it misses against the clock is what the kernel did not deliver. */
+	struct counters *c = counters__of(ORIGIN_CPU);
+	if (!c)
+		return 0;
+	c->runs++;
+	if (!(u32)bpf_get_current_pid_tgid())
+		return 0; /* the idle task */
+	struct task_struct *task = bpf_get_current_task_btf();
+	struct scope scope = scope__of(task);
+	if (!scope.id)
+		return 0;
+	c->taken++;
+	if (scope.thinning > 1 && bpf_get_prandom_u32() % scope.thinning) {
+		c->outcomes[OUTCOME_THINNED]++;
+		return 0;
+	}
+	struct unwind_state *st = unwind__state();
+	if (!st) { /* cannot be: an array of one */
+		c->outcomes[OUTCOME_NO_UNWINDER]++;
+		return 0;
+	}
+	st->frames = st->user_frames = st->tail_calls = 0;
+	st->return_address = 0;
+	st->hash = hash_seed;
+	st->weight = scope.thinning ? scope.thinning : 1;
+
+	/* K2 begins: who is it, what is in the kernel, where does user space stand. */
+	struct stack_key *key = &st->record.head.key;
+	process__key(task, scope.id, key);
+	key->origin = ORIGIN_CPU;
+	u32 unwinder = 1;
+	bool fresh = process__identify(key, &unwinder);
+
+	bpf_user_pt_regs_t regs;
+	if (regs__user_mode(&ctx->regs)) {
+		key->context = CONTEXT_USER;
+		regs = ctx->regs;
+	} else {
+		key->context = CONTEXT_KERNEL;
+		kernel__push(ctx, st);
+		if (!BPF_CORE_READ(task, mm) || (BPF_CORE_READ(task, flags) & PF_KTHREAD))
+			return unwind__done(st, OUTCOME_COMPLETE); /* a kernel thread: no user stack */
+		bpf_probe_read_kernel(&regs, sizeof(regs), (void *)bpf_task_pt_regs(task));
+		if (!regs__user_mode(&regs))
+			return unwind__done(st, OUTCOME_COMPLETE); /* an io worker, or exec in progress */
+	}
+	if (fresh)
+		process__send_hints(ctx, st);
+	if (regs__compat(&regs))
+		return unwind__done(st, OUTCOME_COMPAT);
+	regs__start(st, &regs);
+	return unwind__next(ctx, st, unwinder);
+}
+
+/* P1. A record of a process in scope; when the ring is full a counter tells user space to list processes again. */
+static __always_inline void process__announce(struct task_struct *task, u32 type, bool forget)
+{
+	struct scope scope = scope__of(task);
+	if (!scope.id)
+		return;
+	struct record r = { .type = type };
+	process__key(task, scope.id, &r.key);
+	if (!forget) {
+		struct process p = { .start_boottime = r.key.start_boottime, .exec_id = r.key.exec_id };
+		bpf_map_update_elem(&processes, &r.key.pid, &p, BPF_EXIST); /* the first sample makes the entry */
+	}
+	if (bpf_ringbuf_output(&stacks, &r, sizeof(r), BPF_RB_FORCE_WAKEUP))
+		counters__event(ORIGIN_CPU, EVENT_EXEC_LOST);
+}
+
+SEC("tp_btf/sched_process_exec")
+int process_exec(u64 *ctx)
+{
+	process__announce(bpf_get_current_task_btf(), RECORD_EXEC, false);
+	return 0;
+}
+
+SEC("tp_btf/sched_process_exit")
+int process_exit(u64 *ctx)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	if (BPF_CORE_READ(task, signal, live.counter) == 0) /* do_exit() has counted us out already: we were the last thread */
+		process__announce(task, RECORD_EXIT, true);
+	return 0;
+}

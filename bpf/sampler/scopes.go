@@ -1,0 +1,157 @@
+package sampler
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+
+	"github.com/cilium/ebpf"
+)
+
+// Scopes is what the kernel knows of profiled containers: cgroup id → scope. It is safe for concurrent use; each call is a
+// few system calls and no other I/O.
+type Scopes struct {
+	s *Sampler
+
+	mu       sync.Mutex        // protects what follows
+	next     uint32            // scope ids are never reused; 0 means none
+	byCgroup map[uint64]uint32 // live scopes
+	leaving  map[uint32]int    // scopes removed, and how many more windows their counts may still come
+	change   uint64            // mirrors scope_generation
+}
+
+func newScopes(s *Sampler) *Scopes {
+	return &Scopes{s: s, byCgroup: map[uint64]uint32{}, leaving: map[uint32]int{}}
+}
+
+// leavingWindows is how many window ends a removed scope still has counts to expect: its last samples are in the open window,
+// and stackless ones are read with the next.
+const leavingWindows = 2
+
+// Add puts a cgroup and all below it in scope and returns its scope id, when samples of it are being taken. With thinning n
+// one in n samples is taken, at random, and counts n times; 0 is taken as 1. A cgroup that was in scope gets a new id.
+func (sc *Scopes) Add(cgroupID uint64, thinning uint32) (scopeID uint32, err error) {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	thinning = max(1, thinning)
+	id := sc.next + 1
+	// First what a sample of the new scope needs, then the scope itself.
+	state := bpfScopeState{StacksLeft: int64(sc.s.cfg.StacksPerScope)}
+	if err := sc.s.objs.ScopeStates.Put(id, state); err != nil {
+		return 0, sc.full(fmt.Errorf("add scope for cgroup %d: %w", cgroupID, err))
+	}
+	for origin := range uint32(originCount) {
+		if err := sc.s.objs.Rest.Put(bpfRestKey{Scope: id, Origin: origin}, make([]bpfCount, ebpf.MustPossibleCPU())); err != nil {
+			sc.forgetLocked(id)
+			return 0, sc.full(fmt.Errorf("add scope for cgroup %d: %w", cgroupID, err))
+		}
+	}
+	if err := sc.s.objs.Scopes.Put(cgroupID, bpfScope{Id: id, Thinning: thinning}); err != nil {
+		sc.forgetLocked(id)
+		return 0, sc.full(fmt.Errorf("add scope for cgroup %d: %w", cgroupID, err))
+	}
+	sc.next = id
+	if old, ok := sc.byCgroup[cgroupID]; ok {
+		sc.leaving[old] = leavingWindows
+	}
+	sc.byCgroup[cgroupID] = id
+	if err := sc.changedLocked(); err != nil {
+		return 0, err
+	}
+	return id, sc.s.clock.enable(true)
+}
+
+func (sc *Scopes) full(err error) error {
+	if errors.Is(err, ebpf.ErrKeyNotExist) || sc.s.cfg.MaxScopes > len(sc.byCgroup) {
+		return err
+	}
+	return fmt.Errorf("%w; %d containers are in scope already, which is the limit: exclude some by targets", err, len(sc.byCgroup))
+}
+
+// Remove takes a cgroup out of scope. Removing what is not in scope is no error. Counts made so far still come with the
+// next two windows.
+func (sc *Scopes) Remove(cgroupID uint64) error {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	id, ok := sc.byCgroup[cgroupID]
+	if !ok {
+		return nil
+	}
+	if err := sc.s.objs.Scopes.Delete(cgroupID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return fmt.Errorf("remove the scope of cgroup %d: %w", cgroupID, err)
+	}
+	delete(sc.byCgroup, cgroupID)
+	sc.leaving[id] = leavingWindows
+	if err := sc.changedLocked(); err != nil {
+		return err
+	}
+	if len(sc.byCgroup) == 0 {
+		return sc.s.clock.enable(false) // nothing in scope: nothing ticks
+	}
+	return nil
+}
+
+// Len is how many cgroups are in scope.
+func (sc *Scopes) Len() int {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	return len(sc.byCgroup)
+}
+
+// changedLocked makes the kernel's cached answers void.
+func (sc *Scopes) changedLocked() error {
+	sc.change++
+	if err := sc.s.objs.ScopeGeneration.Set(sc.change); err != nil {
+		return fmt.Errorf("tell the kernel side that scopes changed: %w", err)
+	}
+	return nil
+}
+
+func (sc *Scopes) forgetLocked(id uint32) {
+	// Absent is fine: Add may have failed half-way.
+	_ = sc.s.objs.ScopeStates.Delete(id)
+	for origin := range uint32(originCount) {
+		_ = sc.s.objs.Rest.Delete(bpfRestKey{Scope: id, Origin: origin})
+	}
+}
+
+// ids returns live and leaving scopes.
+func (sc *Scopes) ids() []uint32 {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	ids := make([]uint32, 0, len(sc.byCgroup)+len(sc.leaving))
+	for _, id := range sc.byCgroup {
+		ids = append(ids, id)
+	}
+	for id := range sc.leaving {
+		ids = append(ids, id)
+	}
+	return ids
+}
+
+// windowEnd refills the budgets of new stacks and forgets scopes that nothing can come from any more.
+func (sc *Scopes) windowEnd() error {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	for id, left := range sc.leaving {
+		if left > 1 {
+			sc.leaving[id] = left - 1
+			continue
+		}
+		delete(sc.leaving, id)
+		sc.forgetLocked(id)
+	}
+	if len(sc.byCgroup) == 0 {
+		return nil
+	}
+	ids := make([]uint32, 0, len(sc.byCgroup))
+	states := make([]bpfScopeState, 0, len(sc.byCgroup))
+	for _, id := range sc.byCgroup {
+		ids = append(ids, id)
+		states = append(states, bpfScopeState{StacksLeft: int64(sc.s.cfg.StacksPerScope)})
+	}
+	if _, err := sc.s.objs.ScopeStates.BatchUpdate(ids, states, nil); err != nil {
+		return fmt.Errorf("refill the budgets of new stacks: %w", err)
+	}
+	return nil
+}
