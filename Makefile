@@ -36,7 +36,7 @@ generate: ## compile the BPF C again (clang-19) after a change; commit the resul
 	$(GO) generate ./...
 
 .PHONY: vmlinux
-vmlinux: ## print the running kernel's types: where missing ones for bpf/include/vmlinux.h come from
+vmlinux: ## print the running kernel's types in C: where a type that bpf/include/kernel.h lacks comes from
 	@packaging/setup.sh generate
 	@bpftool btf dump file /sys/kernel/btf/vmlinux format c
 

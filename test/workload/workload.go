@@ -25,6 +25,7 @@ const (
 	Burn      = "burn"       // burn MILLISECONDS [NUMBER]
 	Spawn     = "spawn"      // spawn COUNT PARALLEL PROGRAM [ARGUMENT…]
 	Kernel    = "kernel"     // time in system calls
+	Deep      = "deep"       // deep FRAMES
 	Swap      = "swap"       // swap SECONDS: dlopen, dlclose at one address; Files adds its libraries
 	libRed    = "libred.so"
 	libBlue   = "libblue.so"
@@ -46,6 +47,7 @@ var how = map[string][]string{
 	Burn:      {"gcc", "-static", "burn.c"},
 	Spawn:     {"gcc", "-static", "spawn.c"},
 	Kernel:    {"gcc", "-static", "kernel.c"},
+	Deep:      {"gcc", "-static", "deep.c"},
 	Swap:      {"gcc", "swap.c"},
 	libRed:    {"gcc", "-shared", "-fPIC", "-DNAME=plugin_red_work", "-Wl,-soname,plugin", "plugin.c"},
 	libBlue:   {"gcc", "-shared", "-fPIC", "-DNAME=plugin_blue_work", "-Wl,-soname,plugin", "plugin.c"},

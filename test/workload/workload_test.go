@@ -21,6 +21,7 @@ func TestProgramsHaveTheirFunctions(t *testing.T) {
 		Burn:      {"short_lived_work", "unique_0", "unique_19"},
 		Spawn:     {"main"},
 		Kernel:    {"read_zeros"},
+		Deep:      {"level", "work"},
 		Swap:      {"main"},
 	} {
 		files, err := b.Files(name)
