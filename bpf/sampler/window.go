@@ -157,7 +157,8 @@ func (s *Sampler) Run(ctx context.Context, window time.Duration, h Handler) erro
 				continue
 			}
 		}
-		if ctx.Err() != nil {
+		last := ctx.Err() != nil // asked once: ctx may end while a window is being closed
+		if last {
 			// X1: nothing ticks any more, so this window takes all there is.
 			err = s.clock.enable(false)
 		} else {
@@ -172,7 +173,7 @@ func (s *Sampler) Run(ctx context.Context, window time.Duration, h Handler) erro
 		if flushed != nil {
 			close(flushed)
 		}
-		if ctx.Err() != nil {
+		if last {
 			return nil
 		}
 		if next = next.Add(window); next.Before(time.Now()) || flushed != nil {
