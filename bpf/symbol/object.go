@@ -1,0 +1,132 @@
+package symbol
+
+import (
+	"errors"
+	"io"
+	"strings"
+
+	"github.com/ianlancetaylor/demangle"
+)
+
+// Demangling is bounded: names longer than maxDemangle stay as they are, results end at 1 << maxDemangledShift bytes.
+const (
+	maxDemangle       = 4096
+	maxDemangledShift = 13
+)
+
+// errTooLarge says that a file's symbols do not fit, in whatever form.
+var errTooLarge = errors.New("symbols larger than the memory budget allows")
+
+// Line is one function at one place; several of them, innermost first, are what the compiler inlined into one another.
+type Line struct {
+	// Function is the name as people write it: C++ and Rust demangled without parameters, Go as the linker has it, a PLT
+	// stub as name@plt. Never empty.
+	Function string
+	// File, Line and StartLine (where the function begins) are known for Go only; empty or 0 otherwise.
+	File            string
+	Line, StartLine int
+}
+
+// Object is what is known about the code of one ELF file. It is immutable, holds no file open, and is safe for concurrent
+// use.
+type Object struct {
+	buildID  string
+	segments []segment
+	table    *table
+	golang   *goTable
+	degraded bool // lines or functions were left out for their size
+
+	id    identity
+	log   []span
+	bytes int64
+}
+
+// parse reads an object from size bytes at r. budget bounds what it may hold in memory, in bytes. A file whose headers can be
+// read gives an object, if need be without names.
+func parse(r io.ReaderAt, size, budget int64) (*Object, error) {
+	src := newSource(r, size)
+	m, err := newImage(src)
+	if err != nil {
+		return nil, err
+	}
+	o := &Object{buildID: m.buildID, segments: m.segments}
+	o.golang, err = m.goSymbols(budget)
+	if err := o.reduce(err); err != nil {
+		return nil, err
+	}
+	if o.golang != nil && o.golang.records == nil {
+		o.degraded = true
+	}
+	o.table, err = m.symbols(o.golang.covers)
+	if err := o.reduce(err); err != nil {
+		return nil, err
+	}
+	if o.golang.bytesHeld()+o.table.bytesHeld() > budget {
+		o.table, o.degraded = nil, true
+	}
+	o.id, o.log = src.identity(), src.log
+	o.bytes = 256 + int64(len(o.segments))*40 + int64(cap(o.log))*16 + o.table.bytesHeld() + o.golang.bytesHeld()
+	return o, nil
+}
+
+// reduce takes the error of one table of symbols: nonsense and sizes beyond the limits cost that table, failures to read
+// cost the object.
+func (o *Object) reduce(err error) error {
+	var format *FormatError
+	if errors.As(err, &format) || errors.Is(err, errTooLarge) {
+		o.degraded = true
+		return nil
+	}
+	return err
+}
+
+// BuildID is the GNU build id that the file claims, in hex, or "". Files that differ may claim the same.
+func (o *Object) BuildID() string { return o.buildID }
+
+// Bytes is the memory that o occupies.
+func (o *Object) Bytes() int64 { return o.bytes }
+
+// Address returns the ELF virtual address of the byte at off in the file; false when no segment loads it.
+func (o *Object) Address(off FileOffset) (Address, bool) {
+	for _, s := range o.segments {
+		if s.exec && uint64(off) >= s.off && uint64(off)-s.off < s.filesz {
+			return s.vaddr + Address(uint64(off)-s.off), true
+		}
+	}
+	for _, s := range o.segments {
+		if uint64(off) >= s.off && uint64(off)-s.off < s.filesz {
+			return s.vaddr + Address(uint64(off)-s.off), true
+		}
+	}
+	return 0, false
+}
+
+// Lookup appends the functions at a to dst, innermost inlined first, and returns it; it appends nothing if a has no symbol.
+// The caller has already subtracted 1 from return addresses.
+func (o *Object) Lookup(dst []Line, a Address) []Line {
+	if o.golang.covers(a) {
+		return o.golang.lookup(dst, a)
+	}
+	if name, ok := o.table.lookup(a); ok {
+		dst = append(dst, Line{Function: Demangle(name)})
+	}
+	return dst
+}
+
+// Demangle turns a linkage name of C++, Rust or D into the one people write, without parameters, clone suffixes and symbol
+// version. Names of other languages, and whatever it cannot read, stay as they are.
+func Demangle(name string) string {
+	base, version, _ := strings.Cut(name, "@")
+	if base == "" {
+		return name
+	}
+	if len(base) >= 3 && base[0] == '_' && len(base) <= maxDemangle {
+		if d, err := demangle.ToString(base, demangle.NoParams, demangle.MaxLength(maxDemangledShift)); err == nil && d != "" {
+			base = d
+		}
+	}
+	if version == "plt" {
+		return base + "@plt"
+	}
+	return base
+}
