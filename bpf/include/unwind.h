@@ -135,6 +135,7 @@ struct unwind_state {
 
 struct counters {
 	u64 runs;
+	u64 idle; /* of them: the CPU had nothing to do */
 	u64 taken;
 	u64 outcomes[OUTCOME_COUNT];
 	u64 events[EVENT_COUNT];

@@ -29,6 +29,7 @@ type bpfCount struct {
 type bpfCounters struct {
 	_        structs.HostLayout
 	Runs     uint64
+	Idle     uint64
 	Taken    uint64
 	Outcomes [9]uint64
 	Events   [5]uint64

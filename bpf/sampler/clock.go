@@ -1,17 +1,22 @@
 package sampler
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strconv"
+	"strings"
 	"sync"
 	"time"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
-	"github.com/stoker-profiler/stoker/bpf/internal/cpulist"
 	"golang.org/x/sys/unix"
+
+	"github.com/stoker-profiler/stoker/bpf/internal/cpulist"
 )
 
 // clock is the CPU clock event of every online CPU, with the sampler's program on it. It follows CPU hotplug when asked to
@@ -24,6 +29,9 @@ type clock struct {
 	enabled bool
 	fds     map[int]int   // CPU → perf event
 	past    time.Duration // time enabled of events that are closed
+
+	idle      time.Duration         // time that CPUs idled while the clock was on, up to the last change
+	idleSince map[int]time.Duration // while it is on: each CPU's idle time at the last change
 }
 
 func newClock(prog *ebpf.Program, frequencyHz int) *clock {
@@ -113,6 +121,15 @@ func (c *clock) enable(on bool) error {
 	if c.enabled == on {
 		return nil
 	}
+	if on {
+		idle, err := idleTimes()
+		if err != nil {
+			return err
+		}
+		c.idleSince = idle
+	} else if err := c.countIdleLocked(); err != nil {
+		return err
+	}
 	c.enabled = on
 	op := uint(unix.PERF_EVENT_IOC_DISABLE)
 	if on {
@@ -127,15 +144,77 @@ func (c *clock) enable(on bool) error {
 	return errors.Join(errs...)
 }
 
-// ticks is how often the clock should have run the program so far: time enabled × frequency over all CPUs.
-func (c *clock) ticks() float64 {
+// ticks is how often the clock should have run the program on a busy CPU so far: time enabled and not idle × frequency.
+func (c *clock) ticks() (float64, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	total := c.past
-	for _, fd := range c.fds {
-		total += timeEnabled(fd)
+	if err := c.countIdleLocked(); err != nil {
+		return 0, err
 	}
-	return total.Seconds() * float64(c.frequencyHz)
+	busy := c.past - c.idle
+	for _, fd := range c.fds {
+		busy += timeEnabled(fd)
+	}
+	return max(0, busy.Seconds()) * float64(c.frequencyHz), nil
+}
+
+// countIdleLocked brings c.idle up to date.
+func (c *clock) countIdleLocked() error {
+	if !c.enabled {
+		return nil
+	}
+	now, err := idleTimes()
+	if err != nil {
+		return err
+	}
+	for cpu := range c.fds {
+		if since, ok := c.idleSince[cpu]; ok && now[cpu] > since {
+			c.idle += now[cpu] - since
+		}
+	}
+	c.idleSince = now
+	return nil
+}
+
+// idleTimes reads the idle, iowait and steal time of each CPU from /proc/stat (man 5 proc_stat; in ticks of 10 ms).
+func idleTimes() (map[int]time.Duration, error) {
+	const path, maxBytes = "/proc/stat", 4 << 20
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("read idle times: %w", err)
+	}
+	defer f.Close()
+	times, err := parseIdleTimes(io.LimitReader(f, maxBytes))
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return times, nil
+}
+
+// parseIdleTimes reads the lines "cpuN user nice system idle iowait irq softirq steal …".
+func parseIdleTimes(r io.Reader) (map[int]time.Duration, error) {
+	const tick = 10 * time.Millisecond // USER_HZ is 100 on amd64 and arm64
+	times := map[int]time.Duration{}
+	sc := bufio.NewScanner(r)
+	sc.Buffer(nil, 1<<20) // the line "intr" has a number for each interrupt
+	for sc.Scan() {
+		f := strings.Fields(sc.Text())
+		if len(f) < 9 || !strings.HasPrefix(f[0], "cpu") || f[0] == "cpu" {
+			continue
+		}
+		cpu, err := strconv.Atoi(f[0][len("cpu"):])
+		if err != nil {
+			return nil, fmt.Errorf("line %.60q: no CPU number", sc.Text())
+		}
+		for _, i := range []int{4, 5, 8} {
+			n, err := strconv.ParseInt(f[i], 10, 48)
+			if err != nil {
+				return nil, fmt.Errorf("line %.60q: field %d is no time", sc.Text(), i)
+			}
+			times[cpu] += time.Duration(n) * tick
+		}
+	}
+	return times, sc.Err()
 }
 
 // timeEnabled reads struct read_format {value, time_enabled}; 0 when the event is gone.

@@ -22,6 +22,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/sampler"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/test/marker"
 )
 
 // The test binary is its own workload: started with STOKER_TEST_WORKLOAD it does that and nothing else.
@@ -515,5 +516,108 @@ func TestProtocolHoldsUnderPressure(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// Two unwinders share one stack: marker pushes its frame and hands over to native in the middle of the walk.
+func TestUnwindersHandOver(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "handover")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 499,
+		Unwinders: []unwind.Unwinder{marker.Unwinder{Next: 3}, marker.Unwinder{Next: 1}, native.Unwinder{}}}, 200*time.Millisecond)
+	scope := mustAdd(t, s, id, 1)
+	start(t, dir, "spin")
+	sleep(time.Second)
+	st := stop()
+	checkProtocol(t, c, st)
+	if c.n[scope] == 0 {
+		t.Fatal("no samples")
+	}
+	for _, s := range c.stacks {
+		user := slices.IndexFunc(s.Frames, func(f unwind.RawFrame) bool { return f.Unwinder != unwind.KernelSlot })
+		if user < 0 {
+			continue
+		}
+		first, second := s.Frames[user], s.Frames[user+1]
+		if first.Unwinder != 1 || first.Kind != marker.Kind || first.A != marker.Value {
+			t.Errorf("first user frame %+v, want marker's", first)
+		}
+		if second.Unwinder != 3 || second.A != first.B || second.ReturnAddress {
+			t.Errorf("second user frame %+v, want native's at the program counter %#x", second, first.B)
+		}
+	}
+}
+
+// A slot that nobody took ends the walk there, with an outcome of its own and the stack so far.
+func TestEmptySlotEndsTheWalk(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "empty")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 499, Unwinders: []unwind.Unwinder{marker.Unwinder{Next: 9}}}, 200*time.Millisecond)
+	mustAdd(t, s, id, 1)
+	start(t, dir, "spin")
+	sleep(500 * time.Millisecond)
+	st := stop()
+	checkProtocol(t, c, st)
+	if st.Outcomes["no_unwinder"] == 0 {
+		t.Errorf("outcomes %v, want no_unwinder", st.Outcomes)
+	}
+	for _, s := range c.stacks {
+		last := s.Frames[len(s.Frames)-1]
+		if s.Key.Context == unwind.ContextUser && (len(s.Frames) != 2 || last.Kind != unwind.KindTruncated) {
+			t.Errorf("frames %+v, want marker's and a mark", s.Frames)
+		}
+	}
+}
+
+// Unwinders that hand over in a circle are stopped before the kernel's own limit of tail calls does it silently.
+func TestCircleOfUnwindersIsCut(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "circle")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 499,
+		Unwinders: []unwind.Unwinder{marker.Unwinder{Next: 2}, marker.Unwinder{Next: 1}}}, 200*time.Millisecond)
+	mustAdd(t, s, id, 1)
+	start(t, dir, "spin")
+	sleep(500 * time.Millisecond)
+	st := stop()
+	checkProtocol(t, c, st)
+	if st.Outcomes["too_deep"] == 0 || st.Outcomes["no_unwinder"] != 0 {
+		t.Errorf("outcomes %v, want too_deep", st.Outcomes)
+	}
+}
+
+// On a v1 host every task is in the root of the v2 tree: scopes have ids of a v1 controller's tree. The hybrid test machine has
+// both, so the v1 way is taken by asking for it.
+func TestCgroupV1(t *testing.T) {
+	const controller = "pids"
+	root := filepath.Join("/sys/fs/cgroup", controller)
+	if isCgroup2(root) {
+		t.Fatalf("%s is not a cgroup v1 tree: this test needs a hybrid or v1 host", root)
+	}
+	dir, id := newCgroup(t, root, "v1")
+	inner := filepath.Join(dir, "inner")
+	if err := os.Mkdir(inner, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for range 100 {
+			killAll(inner)
+			if os.Remove(inner) == nil {
+				return
+			}
+			sleep(20 * time.Millisecond)
+		}
+	})
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 199, CgroupController: controller}, 200*time.Millisecond)
+	scope := mustAdd(t, s, id, 1)
+	in := start(t, inner, "spin")
+	out := start(t, "", "spin")
+	sleep(time.Second)
+	checkProtocol(t, c, stop())
+	if c.n[scope] == 0 || c.byPID[uint32(in.Process.Pid)] == 0 || c.byPID[uint32(out.Process.Pid)] != 0 {
+		t.Errorf("by scope %v, by pid %v: want samples of %d only", c.n, c.byPID, in.Process.Pid)
+	}
+}
+
+func TestUnknownControllerIsRefused(t *testing.T) {
+	_, err := sampler.Open(sampler.Config{FrequencyHz: 97, CgroupController: "nonsense", Unwinders: []unwind.Unwinder{native.Unwinder{}}})
+	if err == nil || !strings.Contains(err.Error(), "nonsense") {
+		t.Errorf("error %v, want one that names the controller", err)
 	}
 }

@@ -106,8 +106,10 @@ int sample(struct bpf_perf_event_data *ctx)
 	if (!c)
 		return 0;
 	c->runs++;
-	if (!(u32)bpf_get_current_pid_tgid())
-		return 0; /* the idle task */
+	if (!(u32)bpf_get_current_pid_tgid()) { /* the idle task */
+		c->idle++;
+		return 0;
+	}
 	struct task_struct *task = bpf_get_current_task_btf();
 	struct scope scope = scope__of(task);
 	if (!scope.id)

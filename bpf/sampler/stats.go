@@ -16,8 +16,9 @@ type stats struct {
 
 // Stats are cumulative since Open unless they say otherwise.
 type Stats struct {
-	// Runs is how often the kernel ran the program, Ticks how often the clock should have; the difference was skipped by the
-	// kernel, uncounted by it, because other BPF ran on that CPU.
+	// Runs is how often the kernel ran the program on a busy CPU, Ticks how often the clock should have. The difference was
+	// skipped by the kernel, uncounted by it, because a bpf() call or other BPF ran on that CPU. Ticks of idle CPUs are in
+	// neither: some machines do not deliver them. Ticks is as exact as /proc/stat: 10 ms per CPU and change of the scopes.
 	Runs  uint64
 	Ticks float64
 	// Taken is samples in scope. Outcomes, by name, sum up to it; while the clock ticks they may lag by those in flight.
@@ -42,6 +43,7 @@ func (s *Sampler) readCounters() (bpfCounters, error) {
 	}
 	for _, c := range perCPU {
 		sum.Runs += c.Runs
+		sum.Idle += c.Idle
 		sum.Taken += c.Taken
 		for i, n := range c.Outcomes {
 			sum.Outcomes[i] += n
@@ -59,8 +61,12 @@ func (s *Sampler) Stats() (Stats, error) {
 	if err != nil {
 		return Stats{}, err
 	}
+	ticks, err := s.clock.ticks()
+	if err != nil {
+		return Stats{}, err
+	}
 	st := Stats{
-		Runs: c.Runs, Taken: c.Taken, Ticks: s.clock.ticks(),
+		Runs: c.Runs - c.Idle, Taken: c.Taken, Ticks: ticks,
 		Outcomes: map[string]uint64{}, Events: map[string]uint64{},
 		Windows: s.stats.windows.Load(), StacksNew: s.stats.stacksNew.Load(), StacksAgain: s.stats.stacksAgain.Load(),
 		StacksLost: s.stats.stacksLost.Load(), StacksEvicted: s.stats.stacksEvicted.Load(),
