@@ -1,0 +1,171 @@
+//go:build root
+
+package e2e
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stoker-profiler/stoker/sink"
+	"github.com/stoker-profiler/stoker/test/workload"
+)
+
+// says waits until the agent's log has a line with all these words.
+func (a *agent) says(t *testing.T, words ...string) {
+	t.Helper()
+	eventually(t, 30*time.Second, fmt.Sprintf("the log has a line with %q", words), func() error {
+	lines:
+		for line := range strings.Lines(a.log.String()) {
+			for _, w := range words {
+				if !strings.Contains(line, w) {
+					continue lines
+				}
+			}
+			return nil
+		}
+		return fmt.Errorf("it has:\n%s", tail(a.log.String(), 30))
+	})
+}
+
+// Without containerd the agent finds containers by their cgroups alone.
+func TestNoContainerdSocket(t *testing.T) {
+	missing := filepath.Join(t.TempDir(), "containerd.sock")
+	a := startAgent(t, options{socket: missing, targets: "[]"})
+	a.says(t, "level=WARN", missing)
+	b := start(t, spec{args: []string{"/" + workload.Burn, "0", "4"}, docker: true})
+	a.stored(t, b.id, "profile of a container that only its cgroup tells of", func(p sink.Profile) bool { return p.Total > 0 })
+	b.kill(t)
+	a.stop(t)
+}
+
+// A socket that accepts and never answers delays nobody.
+func TestContainerdSocketHangs(t *testing.T) {
+	dir, err := os.MkdirTemp("", "stoker-e2e-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path := filepath.Join(dir, "containerd.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { l.Close() })
+	a := startAgent(t, options{socket: path, targets: "[]"})
+	a.says(t, "level=WARN", path)
+	b := start(t, spec{args: []string{"/" + workload.Burn, "0", "5"}, docker: true})
+	a.stored(t, b.id, "profile of a container that only its cgroup tells of", func(p sink.Profile) bool { return p.Total > 0 })
+	b.kill(t)
+	a.stop(t)
+}
+
+func TestUnknownKeyIsNamedWithItsNeighbour(t *testing.T) {
+	a := newAgent(t, options{extra: "samplign: {frequency: 97}\n"})
+	a.start(t)
+	if code := a.wait(t); code != 2 {
+		t.Errorf("exit code %d, want 2", code)
+	}
+	for _, want := range []string{"samplign", "sampling", "stoker.yaml"} {
+		if !strings.Contains(a.log.String(), want) {
+			t.Errorf("the message does not say %q:\n%s", want, a.log.String())
+		}
+	}
+}
+
+func TestNoCapabilities(t *testing.T) {
+	a := newAgent(t, options{wrap: []string{"setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"}})
+	a.start(t)
+	if code := a.wait(t); code != 4 {
+		t.Errorf("exit code %d, want 4: the machine cannot do it", code)
+	}
+	for _, want := range []string{"CAP_BPF", "CAP_PERFMON"} {
+		if !strings.Contains(a.log.String(), want) {
+			t.Errorf("the message does not say %q:\n%s", want, a.log.String())
+		}
+	}
+}
+
+// A store that cannot be read is set aside, with a line that says where to, and the agent starts a fresh one.
+func TestUnreadableStoreIsSetAside(t *testing.T) {
+	a := newAgent(t, options{})
+	if err := os.WriteFile(a.store, []byte(strings.Repeat("this is no database ", 5000)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a.start(t)
+	a.ready(t)
+	a.says(t, a.store, "aside")
+	b := start(t, spec{args: []string{"/" + workload.Burn, "0", "6"}})
+	a.stored(t, b.id, "profile in the fresh store", func(p sink.Profile) bool { return p.Total > 0 })
+	b.kill(t)
+	a.stop(t)
+	kept, err := filepath.Glob(a.store + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range kept {
+		if text, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(text), "this is no database ") {
+			return
+		}
+	}
+	t.Errorf("the old file is gone; there are %v", kept)
+}
+
+// Whatever a server answers, profiles stay in the store and the agent says why they are not delivered.
+func TestServerThatRefuses(t *testing.T) {
+	for _, status := range []int{400, 401, 413, 429, 500} {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			var asked atomic.Int64
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				asked.Add(1)
+				http.Error(w, "refused by the test", status)
+			}))
+			t.Cleanup(server.Close)
+			a := pushingAgent(t, server.URL)
+			a.says(t, fmt.Sprint(status))
+			if asked.Load() == 0 {
+				t.Error("the server was not asked")
+			}
+		})
+	}
+	t.Run("hangs", func(t *testing.T) {
+		release := make(chan struct{})
+		server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { <-release }))
+		t.Cleanup(func() { close(release); server.Close() })
+		a := pushingAgent(t, server.URL)
+		a.says(t, "level=WARN", server.Listener.Addr().String())
+	})
+	t.Run("closes", func(t *testing.T) {
+		server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }))
+		t.Cleanup(server.Close)
+		a := pushingAgent(t, server.URL)
+		a.says(t, "level=WARN", server.Listener.Addr().String())
+	})
+	t.Run("is not there", func(t *testing.T) {
+		server := httptest.NewServer(nil)
+		server.Close()
+		a := pushingAgent(t, server.URL)
+		a.says(t, "level=WARN", server.Listener.Addr().String())
+	})
+}
+
+// pushingAgent starts an agent that pushes to url, lets it take two windows of a busy container, and checks that they are in
+// the store whatever the server does.
+func pushingAgent(t *testing.T, url string) *agent {
+	t.Helper()
+	a := startAgent(t, options{window: time.Second, extra: fmt.Sprintf("pyroscope: {url: %q, remote_timeout: 2s}\n", url)})
+	b := start(t, spec{args: []string{"/" + workload.Burn, "0", "7"}})
+	a.stored(t, b.id, "second profile", func(p sink.Profile) bool { return p.Total > 0 })
+	first := time.Now()
+	a.stored(t, b.id, "later profile", func(p sink.Profile) bool { return p.Start.After(first) })
+	return a
+}
