@@ -97,8 +97,9 @@ type TLS struct {
 
 // Web is the local UI with /metrics and /healthz.
 type Web struct {
-	Listen    string `yaml:"listen" help:"address of the UI: host:port, unix:/path, or off"`
-	TokenFile string `yaml:"token_file" help:"file with a token that browsers and scrapers must present; needed beyond loopback"`
+	Listen    string   `yaml:"listen" help:"address of the UI: host:port, unix:/path, or off"`
+	TokenFile string   `yaml:"token_file" help:"file with a token that browsers and scrapers must present; needed beyond loopback"`
+	Hosts     []string `yaml:"hosts" help:"names under which the UI may be asked for, besides localhost and addresses"`
 }
 
 // ContainerLabels says how far a container may steer itself through its own labels.

@@ -213,6 +213,11 @@ func (w *Web) validate(bad func(key, format string, args ...any)) {
 	if w.TokenFile != "" {
 		absolute(bad, "web.token_file", w.TokenFile)
 	}
+	for i, h := range w.Hosts {
+		if h == "" || strings.ContainsAny(h, "/: \t") {
+			bad(elementPath("web.hosts", i, len(w.Hosts)), "%q is no host name; write it without scheme and port", h)
+		}
+	}
 	if w.Listen == Off {
 		return
 	}
