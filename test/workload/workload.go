@@ -26,6 +26,8 @@ const (
 	Spawn     = "spawn"      // spawn COUNT PARALLEL PROGRAM [ARGUMENT…]
 	Kernel    = "kernel"     // time in system calls
 	Deep      = "deep"       // deep FRAMES
+	Shop      = "shop"       // for the demo: a Go service, half a CPU
+	Render    = "render"     // for the demo: a C++ renderer, one CPU
 	Swap      = "swap"       // swap SECONDS: dlopen, dlclose at one address; Files adds its libraries
 	libRed    = "libred.so"
 	libBlue   = "libblue.so"
@@ -48,10 +50,14 @@ var how = map[string][]string{
 	Spawn:     {"gcc", "-static", "spawn.c"},
 	Kernel:    {"gcc", "-static", "kernel.c"},
 	Deep:      {"gcc", "-static", "deep.c"},
+	Render:    {"g++", "-static", "-O2", "render.cc"},
 	Swap:      {"gcc", "swap.c"},
 	libRed:    {"gcc", "-shared", "-fPIC", "-DNAME=plugin_red_work", "-Wl,-soname,plugin", "plugin.c"},
 	libBlue:   {"gcc", "-shared", "-fPIC", "-DNAME=plugin_blue_work", "-Wl,-soname,plugin", "plugin.c"},
 }
+
+// goPackages are the programs in Go: the folder beside this file.
+var goPackages = map[string]string{SharesGo: "gospin", Shop: "shop"}
 
 // A Builder builds programs into one directory, each once. Safe for concurrent use. The zero value is not valid: use New.
 type Builder struct {
@@ -90,8 +96,8 @@ func (b *Builder) Build(name string) (string, error) {
 	}
 	out := filepath.Join(b.dir, name)
 	var cmd *exec.Cmd
-	if name == SharesGo {
-		cmd = exec.Command("go", "build", "-o", out, "github.com/stoker-profiler/stoker/test/workload/gospin")
+	if pkg, ok := goPackages[name]; ok {
+		cmd = exec.Command("go", "build", "-o", out, "github.com/stoker-profiler/stoker/test/workload/"+pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	} else {
 		args, ok := how[name]

@@ -22,6 +22,8 @@ func TestProgramsHaveTheirFunctions(t *testing.T) {
 		Spawn:     {"main"},
 		Kernel:    {"read_zeros"},
 		Deep:      {"level", "work"},
+		Shop:      {"main.handle", "main.decode"},
+		Render:    {"main"},
 		Swap:      {"main"},
 	} {
 		files, err := b.Files(name)
