@@ -1,0 +1,557 @@
+// Bench measures what stoker costs, in one run and beside what others cost on the same load: nanoseconds per run of the BPF
+// program in and out of scope next to an empty program and to bpf_get_stack alone, the agent's CPU time per thousand
+// samples, its memory and its kernel maps, how long it takes to the first sample, and what the kernel did not deliver; then
+// `perf record -g` and a bpftrace one-liner. `make bench` runs it as root. Its output is for people: no test depends on a
+// time, and only ratios within one run mean anything on another machine.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/stoker-profiler/stoker/test/containerdtest"
+	"github.com/stoker-profiler/stoker/test/workload"
+)
+
+const (
+	imageRef = "localhost/bench:1"
+	// frames is the depth of the load's stack: 12 frames of the program and the C library, as in the bar of docs.
+	frames = "11"
+)
+
+func main() {
+	agent := flag.String("agent", "bin/stoker", "the built program")
+	seconds := flag.Int("seconds", 10, "how long each measurement takes")
+	frequencies := flag.String("frequencies", "97,997", "Hz, comma separated: at the low rate caches are cold")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, *agent, time.Duration(*seconds)*time.Second, *frequencies); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, agent string, length time.Duration, frequencies string) (err error) {
+	if os.Geteuid() != 0 {
+		return errors.New("it loads BPF programs and runs containers, so it needs root: sudo -E make bench")
+	}
+	if agent, err = filepath.Abs(agent); err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "stoker-bench-")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	restore, err := enableStats()
+	if err != nil {
+		return err
+	}
+	defer restore()
+
+	b := &bench{agent: agent, dir: dir, length: length}
+	programs, err := workload.New(dir)
+	if err != nil {
+		return err
+	}
+	files, err := programs.Files(workload.Deep, workload.Idle)
+	if err != nil {
+		return err
+	}
+	b.deep = files["/"+workload.Deep]
+	image := containerdtest.Image{Ref: imageRef, Files: map[string]containerdtest.File{}}
+	for in, host := range files {
+		image.Files[in] = containerdtest.Host(host)
+	}
+	home := filepath.Join(dir, "containerd")
+	if err := os.Mkdir(home, 0o755); err != nil {
+		return err
+	}
+	if b.daemon, err = containerdtest.New(ctx, home); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.daemon.Stop()) }()
+	if err := b.daemon.Image(image); err != nil {
+		return err
+	}
+
+	fmt.Printf("%d CPUs, each busy with a stack of 12 frames by frame pointer; %s per measurement\n\n", cpus(), length)
+	for _, f := range strings.Split(frequencies, ",") {
+		hz, err := strconv.Atoi(f)
+		if err != nil {
+			return fmt.Errorf("frequency %q: %w", f, err)
+		}
+		if err := b.measure(ctx, hz); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// bench is what all measurements share.
+type bench struct {
+	agent, dir, deep string
+	daemon           *containerdtest.Daemon
+	length           time.Duration
+	n                int // makes container ids unique
+}
+
+// result is one frequency's numbers.
+type result struct {
+	hz                    int
+	empty, stack          runs // the two baselines
+	outside, inside       runs // stoker's program
+	insideTime            time.Duration
+	agentCPU              time.Duration
+	rss, rssPeak, maps    int64
+	mapCount              int
+	firstSample, startCPU time.Duration
+	perf, bpftrace        other
+}
+
+// other is what another tool needed on the same load.
+type other struct {
+	cpu, post   time.Duration // while recording; afterwards, to make names of addresses
+	rss         int64
+	samples     int64
+	outputBytes int64
+	program     runs // bpftrace's
+}
+
+func (b *bench) measure(ctx context.Context, hz int) error {
+	r := result{hz: hz}
+	say("%d Hz: baselines", hz)
+	if err := b.baselines(ctx, &r); err != nil {
+		return err
+	}
+	say("%d Hz: stoker", hz)
+	if err := b.stoker(ctx, &r); err != nil {
+		return err
+	}
+	say("%d Hz: perf record -g", hz)
+	if err := b.runPerf(ctx, &r); err != nil {
+		return err
+	}
+	say("%d Hz: bpftrace", hz)
+	if err := b.runBpftrace(ctx, &r); err != nil {
+		return err
+	}
+	r.print()
+	return nil
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, "bench: "+format+"\n", args...) }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(d):
+		return nil
+	}
+}
+
+// load keeps each CPU busy with processes of no container until the returned function is called.
+func (b *bench) load() (stop func(), err error) {
+	var cmds []*exec.Cmd
+	stop = func() {
+		for _, c := range cmds {
+			c.Process.Kill()
+			c.Wait() // killed: its error says so
+		}
+	}
+	for range cpus() {
+		c := exec.Command(b.deep, frames)
+		if err := c.Start(); err != nil {
+			stop()
+			return nil, err
+		}
+		cmds = append(cmds, c)
+	}
+	return stop, nil
+}
+
+func (b *bench) baselines(ctx context.Context, r *result) error {
+	var objs baselineObjects
+	if err := loadBaselineObjects(&objs, nil); err != nil {
+		return fmt.Errorf("load the programs to compare with: %w", err)
+	}
+	defer objs.Close()
+	stop, err := b.load()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	one := func(p *ebpf.Program) (runs, error) {
+		detach, err := attach(p, r.hz)
+		if err != nil {
+			return runs{}, err
+		}
+		defer detach()
+		if err := sleep(ctx, time.Second); err != nil {
+			return runs{}, err
+		}
+		before, err := runsOf(p)
+		if err != nil {
+			return runs{}, err
+		}
+		if err := sleep(ctx, b.length); err != nil {
+			return runs{}, err
+		}
+		after, err := runsOf(p)
+		return after.sub(before), err
+	}
+	if r.empty, err = one(objs.ReturnZero); err != nil {
+		return err
+	}
+	r.stack, err = one(objs.GetStack)
+	return err
+}
+
+// start runs one container; kill ends it.
+func (b *bench) start(ctx context.Context, args ...string) (*containerdtest.Container, error) {
+	b.n++
+	return b.daemon.Run(ctx, containerdtest.Spec{ID: fmt.Sprintf("bench-%d-%d", os.Getpid(), b.n), Image: imageRef, Args: args})
+}
+
+func (b *bench) stoker(ctx context.Context, r *result) (err error) {
+	idle, err := b.start(ctx, "/"+workload.Idle)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, idle.Delete(context.Background())) }()
+	var busy []*containerdtest.Container
+	defer func() {
+		for _, c := range busy {
+			err = errors.Join(err, c.Delete(context.Background()))
+		}
+	}()
+
+	config := filepath.Join(b.dir, fmt.Sprintf("stoker-%d.yaml", r.hz))
+	text := fmt.Sprintf(`sampling: {frequency: %d, window: 10s}
+targets: [{image: %q}, {exclude: true}]
+store: {path: %s, min_free: 1%%}
+web: {listen: off}
+socket: %s
+runtimes: {containerd: {address: %s}}
+`, r.hz, imageRef, filepath.Join(b.dir, fmt.Sprintf("%d.db", r.hz)), filepath.Join(b.dir, "api.sock"), b.daemon.Socket())
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
+		return err
+	}
+	others, err := perfPrograms()
+	if err != nil {
+		return err
+	}
+	var log bytes.Buffer
+	cmd := exec.Command(b.agent, "run", "--config", config)
+	cmd.Stdout, cmd.Stderr = &log, &log
+	began := time.Now()
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	died := make(chan struct{})
+	go func() {
+		cmd.Wait() // how it ended is in its log
+		close(died)
+	}()
+	defer func() {
+		cmd.Process.Signal(syscall.SIGTERM)
+		<-died
+		if err != nil {
+			err = fmt.Errorf("%w; the agent's log:\n%s", err, log.String())
+		}
+	}()
+	program, err := newProgram(ctx, others, "sample", died)
+	if err != nil {
+		return err
+	}
+	defer program.Close()
+	for { // the clock ticks once the idle container is in scope
+		now, err := runsOf(program)
+		if err != nil {
+			return err
+		}
+		if now.n > 0 {
+			break
+		}
+		if time.Since(began) > 30*time.Second {
+			return errors.New("no sample within 30 s of the agent's start")
+		}
+		if err := sleep(ctx, time.Millisecond); err != nil {
+			return err
+		}
+	}
+	r.firstSample = time.Since(began)
+	if r.startCPU, err = cpuTime(cmd.Process.Pid); err != nil {
+		return err
+	}
+
+	// Out of scope: the load belongs to no container.
+	stop, err := b.load()
+	if err != nil {
+		return err
+	}
+	if r.outside, _, err = b.watch(ctx, program); err != nil {
+		stop()
+		return err
+	}
+	stop()
+
+	// In scope.
+	for range cpus() {
+		c, err := b.start(ctx, "/"+workload.Deep, frames)
+		if err != nil {
+			return err
+		}
+		busy = append(busy, c)
+	}
+	if err := sleep(ctx, 12*time.Second); err != nil { // a whole window, so that stacks and symbols are known
+		return err
+	}
+	before, err := cpuTime(cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	if r.inside, r.insideTime, err = b.watch(ctx, program); err != nil {
+		return err
+	}
+	after, err := cpuTime(cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	r.agentCPU = after - before
+	if r.rss, r.rssPeak, err = rss(cmd.Process.Pid); err != nil {
+		return err
+	}
+	r.maps, r.mapCount, err = mapBytes(cmd.Process.Pid)
+	return err
+}
+
+// watch counts the runs of a program during one measurement of a few windows.
+func (b *bench) watch(ctx context.Context, p *ebpf.Program) (runs, time.Duration, error) {
+	if err := sleep(ctx, time.Second); err != nil {
+		return runs{}, 0, err
+	}
+	before, err := runsOf(p)
+	began := time.Now()
+	if err != nil {
+		return runs{}, 0, err
+	}
+	if err := sleep(ctx, max(b.length, 20*time.Second)); err != nil { // two windows: what the agent does at their end counts
+		return runs{}, 0, err
+	}
+	after, err := runsOf(p)
+	return after.sub(before), time.Since(began), err
+}
+
+// newProgram waits for a perf_event program that was not there before.
+func newProgram(ctx context.Context, before map[ebpf.ProgramID]string, name string, died <-chan struct{}) (*ebpf.Program, error) {
+	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); {
+		now, err := perfPrograms()
+		if err != nil {
+			return nil, err
+		}
+		for id, n := range now {
+			if _, old := before[id]; !old && (name == "" || n == name) {
+				return ebpf.NewProgramFromID(id)
+			}
+		}
+		select {
+		case <-died:
+			return nil, errors.New("the process ended before it loaded its BPF program")
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+	return nil, errors.New("no new BPF program within 30 s")
+}
+
+// finished fills in what a process that has ended needed.
+func (o *other) finished(cmd *exec.Cmd) {
+	o.cpu = cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()
+	if u, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage); ok {
+		o.rss = u.Maxrss << 10
+	}
+}
+
+var perfSamples = regexp.MustCompile(`\((\d+) samples\)`)
+
+func (b *bench) runPerf(ctx context.Context, r *result) error {
+	stop, err := b.load()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	data := filepath.Join(b.dir, "perf.data")
+	cmd := exec.CommandContext(ctx, "perf", "record", "-a", "-g", "-e", "cpu-clock", "-F", strconv.Itoa(r.hz), "-o", data,
+		"sleep", fmt.Sprint(b.length.Seconds()))
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("perf record: %w: %s", err, out)
+	}
+	r.perf.finished(cmd)
+	m := perfSamples.FindSubmatch(out)
+	if m == nil {
+		return fmt.Errorf("perf record does not say how many samples it has: %s", out)
+	}
+	if r.perf.samples, err = strconv.ParseInt(string(m[1]), 10, 64); err != nil {
+		return err
+	}
+	info, err := os.Stat(data)
+	if err != nil {
+		return err
+	}
+	r.perf.outputBytes = info.Size()
+	report := exec.CommandContext(ctx, "perf", "report", "-i", data, "--stdio", "--no-children", "-g", "none")
+	if out, err := report.CombinedOutput(); err != nil {
+		return fmt.Errorf("perf report: %w: %s", err, out)
+	}
+	r.perf.post = report.ProcessState.UserTime() + report.ProcessState.SystemTime()
+	return nil
+}
+
+var bpftraceCount = regexp.MustCompile(`(?m)\]: (\d+)$`)
+
+func (b *bench) runBpftrace(ctx context.Context, r *result) error {
+	stop, err := b.load()
+	if err != nil {
+		return err
+	}
+	defer stop()
+	others, err := perfPrograms()
+	if err != nil {
+		return err
+	}
+	var out, errs bytes.Buffer
+	cmd := exec.CommandContext(ctx, "bpftrace", "-e", fmt.Sprintf(`profile:hz:%d /pid != 0/ { @[kstack, ustack] = count(); } interval:s:%d { exit(); }`,
+		r.hz, int(b.length.Seconds())))
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := cmd.Start(); err != nil {
+		return err
+	}
+	died := make(chan struct{})
+	var ended error
+	go func() {
+		ended = cmd.Wait()
+		close(died)
+	}()
+	// Two programs: profile and interval are both perf events. The one that runs is profile.
+	var program *ebpf.Program
+	var last runs
+	for done := false; !done; {
+		select {
+		case <-died:
+			done = true
+		case <-time.After(100 * time.Millisecond):
+		}
+		if program == nil {
+			if program, err = busiest(others); err != nil {
+				return err
+			}
+			continue
+		}
+		if now, err := runsOf(program); err == nil {
+			last = now
+		}
+	}
+	if program != nil {
+		program.Close()
+	}
+	if ended != nil {
+		return fmt.Errorf("bpftrace: %w: %s", ended, errs.String())
+	}
+	r.bpftrace.program = last
+	r.bpftrace.finished(cmd)
+	for _, m := range bpftraceCount.FindAllSubmatch(out.Bytes(), -1) {
+		n, err := strconv.ParseInt(string(m[1]), 10, 64)
+		if err != nil {
+			return err
+		}
+		r.bpftrace.samples += n
+	}
+	r.bpftrace.outputBytes = int64(out.Len())
+	return nil
+}
+
+// busiest returns the perf_event program that was not there before and has run most, nil if none has run yet.
+func busiest(before map[ebpf.ProgramID]string) (*ebpf.Program, error) {
+	now, err := perfPrograms()
+	if err != nil {
+		return nil, err
+	}
+	var found *ebpf.Program
+	var most uint64
+	for id := range now {
+		if _, old := before[id]; old {
+			continue
+		}
+		p, err := ebpf.NewProgramFromID(id)
+		if err != nil {
+			continue // unloaded meanwhile
+		}
+		if r, err := runsOf(p); err == nil && r.n > max(most, 10) {
+			if found != nil {
+				found.Close()
+			}
+			found, most = p, r.n
+			continue
+		}
+		p.Close()
+	}
+	return found, nil
+}
+
+func (r *result) print() {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	row := func(what, value, beside string) { fmt.Fprintf(w, "%s\t%s\t%s\n", what, value, beside) }
+	us := func(x runs) string { return fmt.Sprintf("%.2f µs × %d", x.each()/1e3, x.n) }
+	ratio := func(a, b runs, of string, bar float64) string {
+		q := a.each() / b.each()
+		word := "within"
+		if q > bar {
+			word = "ABOVE"
+		}
+		return fmt.Sprintf("%.2f × %s, %s the bar of %.1f", q, of, word, bar)
+	}
+	mib := func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+	perThousand := func(cpu time.Duration, samples int64) string {
+		return fmt.Sprintf("%.2f ms CPU per 1000 samples", cpu.Seconds()*1e6/float64(max(1, samples)))
+	}
+	fmt.Printf("== %d Hz\n", r.hz)
+	row("a program that returns 0", us(r.empty), "")
+	row("bpf_get_stack of the user stack alone", us(r.stack), "")
+	row("stoker, out of scope", us(r.outside), ratio(r.outside, r.empty, "return 0", 3))
+	row("stoker, in scope, 12 frames", us(r.inside), ratio(r.inside, r.stack, "bpf_get_stack", 1.5))
+	if r.bpftrace.program.n > 0 {
+		row("bpftrace's program", us(r.bpftrace.program), fmt.Sprintf("%.2f × stoker in scope", r.bpftrace.program.each()/r.inside.each()))
+	}
+	expected := float64(r.hz*cpus()) * r.insideTime.Seconds()
+	row("missed by the kernel", fmt.Sprintf("%.2f %%", 100*(expected-float64(r.inside.n))/expected), fmt.Sprintf("%d runs of %.0f ticks", r.inside.n, expected))
+	row("stoker's process", perThousand(r.agentCPU, int64(r.inside.n)), fmt.Sprintf("%.2f %% of one CPU, symbols and store included", 100*r.agentCPU.Seconds()/r.insideTime.Seconds()))
+	row("perf record", perThousand(r.perf.cpu, r.perf.samples), fmt.Sprintf("%d samples, %s written, then %s CPU for perf report", r.perf.samples, mib(r.perf.outputBytes), r.perf.post.Round(time.Millisecond)))
+	row("bpftrace", perThousand(r.bpftrace.cpu, r.bpftrace.samples), fmt.Sprintf("%d samples; its start and symbols included", r.bpftrace.samples))
+	row("memory: stoker", mib(r.rss), "peak "+mib(r.rssPeak)+", bar 45 MB")
+	row("memory: perf record", mib(r.perf.rss), "")
+	row("memory: bpftrace", mib(r.bpftrace.rss), "")
+	row("stoker's kernel maps", mib(r.maps), fmt.Sprintf("%d maps, bar 10 MB on 2 CPUs", r.mapCount))
+	row("start to first sample", r.firstSample.Round(time.Millisecond).String(), fmt.Sprintf("%s CPU, bar 1 s and 0.5 s", r.startCPU.Round(time.Millisecond)))
+	w.Flush()
+	fmt.Println()
+}
