@@ -1,73 +1,151 @@
 package symbol
 
 import (
-	"bytes"
 	"cmp"
 	"math"
 	"slices"
 )
 
+// table is the compact form of symbols: entry i covers [base+starts[i], base+starts[i+1]), its name is at names[i] in text.
+// An entry named hole covers code that has no symbol.
+type table struct {
+	base   Address
+	starts []uint32
+	names  []uint32
+	text   *packed
+}
+
+const hole = math.MaxUint32
+
 // padding is the largest gap between two functions that is taken for alignment: code in it is never executed, and an entry
 // for each gap would double the table.
 const padding = 15
 
-func cname(tab []byte, off uint32) []byte {
-	b := tab[off:min(uint64(len(tab)), uint64(off)+maxName)]
-	if i := bytes.IndexByte(b, 0); i >= 0 {
-		return b[:i]
+// lookup returns the linkage name of the symbol that covers a.
+func (t *table) lookup(a Address) (string, bool) {
+	if t == nil || a < t.base || a-t.base > math.MaxUint32 {
+		return "", false
 	}
-	return b
+	i, found := slices.BinarySearch(t.starts, uint32(a-t.base))
+	if !found {
+		i--
+	}
+	if i < 0 || t.names[i] == hole {
+		return "", false
+	}
+	name := t.text.cstring(t.names[i])
+	return name, name != ""
 }
 
-// compact sorts the functions, chooses one name per address, gives ends to those without a size, and writes the compact
-// table. ends are where code ends, sorted: they bound functions without a size that no other follows.
-func compact(all []function, strs [][]byte, ends []Address) (*table, error) {
-	if len(all) == 0 {
-		return nil, nil
+func (t *table) bytesHeld() int64 {
+	if t == nil {
+		return 0
 	}
-	name := func(f *function) []byte { return cname(strs[f.tab], f.name) }
-	slices.SortFunc(all, func(a, b function) int {
-		if a.addr != b.addr {
-			return cmp.Compare(a.addr, b.addr)
-		}
-		if a.label != b.label { // a typed symbol before a label
-			if b.label {
-				return -1
-			}
-			return 1
-		}
-		if a.rank != b.rank {
-			return cmp.Compare(b.rank, a.rank)
-		}
-		if as, bs := a.end > a.addr, b.end > b.addr; as != bs {
-			if as {
-				return -1
-			}
-			return 1
-		}
-		an, bn := name(&a), name(&b)
-		if len(an) != len(bn) {
-			return cmp.Compare(len(an), len(bn))
-		}
-		return bytes.Compare(an, bn)
+	return 4*int64(cap(t.starts)) + 4*int64(cap(t.names)) + t.text.bytesHeld() + 64
+}
+
+// compact chooses one name per address and writes the table.
+func (r *symbolReader) compact() (*table, error) {
+	r.dropWorseAliases()
+	names, err := r.readNames()
+	if err != nil || len(r.all) == 0 {
+		return nil, err
+	}
+	slices.SortFunc(r.all, func(a, b function) int {
+		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(a.length, b.length), cmp.Compare(a.name, b.name))
 	})
-	// One per address: the first is the best name; the extent is the largest that any alias claims.
-	kept := all[:0]
-	for _, f := range all {
-		if n := len(kept); n > 0 && kept[n-1].addr == f.addr {
+	kept := r.all[:0]
+	for _, f := range r.all {
+		if n := len(kept); n > 0 && kept[n-1].start == f.start {
 			kept[n-1].end = max(kept[n-1].end, f.end)
 			continue
 		}
 		kept = append(kept, f)
 	}
-	w := tableWriter{t: &table{base: kept[0].addr}}
-	type open struct {
-		end  Address
-		name uint32
+	t := &table{base: r.base, text: names}
+	t.cover(kept, r.m.codeEnds())
+	return t, nil
+}
+
+// dropWorseAliases sorts by address and leaves, of the symbols at one address, those whose class is best, with the largest
+// extent that any of them claims. Only what remains has its name read.
+func (r *symbolReader) dropWorseAliases() {
+	slices.SortFunc(r.all, func(a, b function) int {
+		return cmp.Or(cmp.Compare(a.start, b.start), cmp.Compare(b.class, a.class), cmp.Compare(b.end, a.end))
+	})
+	kept := r.all[:0]
+	first := 0 // the first of this address in kept
+	for _, f := range r.all {
+		if len(kept) > first && kept[first].start == f.start {
+			kept[first].end = max(kept[first].end, f.end)
+			if kept[first].class != f.class {
+				continue
+			}
+		} else {
+			first = len(kept)
+		}
+		kept = append(kept, f)
 	}
-	var stack []open // symbols that cover the current address, innermost last
-	// closeUntil ends what ends at or before a.
-	closeUntil := func(a Address) {
+	r.all = kept
+}
+
+// readNames reads the names in the order of the string tables, packs them and puts their places into the functions. Functions
+// whose names are empty, outside of the table, or mere markers are dropped.
+func (r *symbolReader) readNames() (*packed, error) {
+	slices.SortFunc(r.all, func(a, b function) int {
+		return cmp.Or(cmp.Compare(a.tab, b.tab), cmp.Compare(a.name, b.name), cmp.Compare(a.class&classPLT, b.class&classPLT))
+	})
+	var w packer
+	var last struct {
+		tab    uint8
+		plt    uint8
+		name   uint32
+		packed uint32
+		length uint16
+	}
+	kept := r.all[:0]
+	for i, f := range r.all {
+		if i == 0 || last.tab != f.tab || last.name != f.name || last.plt != f.class&classPLT {
+			tab := &r.tabs[f.tab]
+			name := r.page.cstring(tab.off+uint64(f.name), tab.off+tab.size)
+			if r.page.err != nil {
+				return nil, r.page.err
+			}
+			last.tab, last.name, last.plt, last.packed = f.tab, f.name, f.class&classPLT, w.size()
+			last.length = uint16(len(name))
+			if f.class&classTyped == 0 && mappingSymbol(name) {
+				last.length = 0
+			}
+			if last.length > 0 {
+				if _, err := w.Write(name); err != nil {
+					return nil, err
+				}
+				tail := "\x00"
+				if last.plt != 0 {
+					tail = "@plt\x00"
+				}
+				if _, err := w.Write([]byte(tail)); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if last.length == 0 {
+			continue
+		}
+		f.name, f.length = last.packed, last.length
+		kept = append(kept, f)
+	}
+	r.all = kept
+	return w.done(), nil
+}
+
+// cover writes entries for functions that are sorted and have different starts. A function inside of another interrupts it; a
+// label inside of a function that knows its size is nothing. ends are where code ends, sorted: they bound functions without a
+// size that no other follows.
+func (t *table) cover(functions []function, ends []uint32) {
+	type open struct{ end, name uint32 }
+	var stack []open // functions that cover the current address, innermost last
+	closeUntil := func(a uint32) {
 		for len(stack) > 0 && stack[len(stack)-1].end <= a {
 			end := stack[len(stack)-1].end
 			for len(stack) > 0 && stack[len(stack)-1].end <= end {
@@ -75,75 +153,47 @@ func compact(all []function, strs [][]byte, ends []Address) (*table, error) {
 			}
 			switch {
 			case len(stack) > 0:
-				w.add(end, stack[len(stack)-1].name)
+				t.add(end, stack[len(stack)-1].name)
 			case a-end > padding:
-				w.add(end, hole)
+				t.add(end, hole)
 			}
 		}
 	}
-	for i := range kept {
-		f := &kept[i]
-		if uint64(f.addr-w.t.base) > math.MaxUint32 {
-			break // more than 4 GiB of code: no linker's work
-		}
-		closeUntil(f.addr)
-		if f.end == f.addr {
-			if len(stack) > 0 && f.label {
-				continue // a label inside of a function that knows its size
+	for i := range functions {
+		f := &functions[i]
+		closeUntil(f.start)
+		if f.end == f.start {
+			if len(stack) > 0 && f.class&classTyped == 0 {
+				continue
 			}
-			e, _ := slices.BinarySearch(ends, f.addr+1)
+			e, _ := slices.BinarySearch(ends, f.start+1)
 			if e == len(ends) {
 				continue
 			}
 			f.end = ends[e]
-			if i+1 < len(kept) {
-				f.end = min(f.end, kept[i+1].addr)
+			if i+1 < len(functions) {
+				f.end = min(f.end, functions[i+1].start)
 			}
 			if len(stack) > 0 {
 				f.end = min(f.end, stack[len(stack)-1].end)
 			}
-			if f.end <= f.addr {
+			if f.end <= f.start {
 				continue
 			}
 		}
-		off := w.names.size()
-		if _, err := w.names.Write(name(f)); err != nil {
-			return nil, err
-		}
-		if _, err := w.names.Write(zero[:]); err != nil {
-			return nil, err
-		}
-		w.add(f.addr, off)
-		stack = append(stack, open{f.end, off})
+		t.add(f.start, f.name)
+		stack = append(stack, open{f.end, f.name})
 	}
-	closeUntil(math.MaxUint64)
-	return w.done(), nil
+	closeUntil(math.MaxUint32)
+	t.starts, t.names = slices.Clone(t.starts), slices.Clone(t.names)
 }
 
-var zero [1]byte
-
-// tableWriter appends entries in the order of their addresses.
-type tableWriter struct {
-	t     *table
-	names packer
-}
-
-func (w *tableWriter) add(a Address, name uint32) {
-	if uint64(a-w.t.base) > math.MaxUint32 {
+// add appends an entry, or renames the last one if it begins there too.
+func (t *table) add(start, name uint32) {
+	n := len(t.starts)
+	if n > 0 && t.starts[n-1] == start {
+		t.names[n-1] = name
 		return
 	}
-	start := uint32(a - w.t.base)
-	n := len(w.t.starts)
-	if n > 0 && w.t.starts[n-1] == start {
-		w.t.names[n-1] = name
-		return
-	}
-	w.t.starts = append(w.t.starts, start)
-	w.t.names = append(w.t.names, name)
-}
-
-func (w *tableWriter) done() *table {
-	w.t.starts, w.t.names = slices.Clone(w.t.starts), slices.Clone(w.t.names)
-	w.t.text = w.names.done()
-	return w.t
+	t.starts, t.names = append(t.starts, start), append(t.names, name)
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"encoding/hex"
 	"fmt"
-	"io"
 )
 
 // Limits on what a file may claim. Each is far above anything a linker was seen to write.
@@ -18,7 +17,6 @@ const (
 	maxName      = 16 << 10  // one symbol name; longer ones are cut
 	maxBuildID   = 64        // bytes; GNU ld writes 20, Go's --build-id up to 20, others 8 or 16
 	maxSymtab    = 128 << 20 // .symtab: 5.6 million symbols
-	maxStrtab    = 192 << 20 // .strtab, held while a file is parsed
 )
 
 // FileOffset is an offset in a file.
@@ -288,5 +286,3 @@ func (m *image) executable(a Address) bool {
 	}
 	return false
 }
-
-var _ io.Writer = (*packer)(nil)

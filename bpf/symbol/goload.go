@@ -2,6 +2,7 @@ package symbol
 
 import (
 	"bytes"
+	"cmp"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
@@ -40,11 +41,13 @@ func (m *image) goSymbols(budget int64) (*goTable, error) {
 	if len(head) < 72 {
 		return nil, nil
 	}
-	h, ok := parseHeader(head, min(size, maxPclntab))
+	h, ok := parseHeader(head, size)
 	if !ok {
 		return nil, nil
 	}
-	l := goLoader{m: m, h: h, addr: addr, budget: budget}
+	off, have, _ := m.fileOffset(addr)
+	h.size = min(h.size, have)
+	l := goLoader{m: m, h: h, addr: addr, off: off, page: newPager(m.src), budget: budget}
 	return l.load()
 }
 
@@ -120,21 +123,32 @@ type goLoader struct {
 	m      *image
 	h      pclnHeader
 	addr   Address
+	off    uint64 // of the table in the file; its bytes lie together
+	page   *pager
 	budget int64
 }
 
 // bad is the error for a table that contradicts itself.
-func (l *goLoader) bad(what string) error {
-	off, _, _ := l.m.fileOffset(l.addr)
-	return &FormatError{off, "pclntab with " + what}
+func (l *goLoader) bad(what string) error { return &FormatError{l.off, "pclntab with " + what} }
+
+// read returns n bytes at off in the table, valid until the next call; fewer if the table or the file ends before.
+func (l *goLoader) read(off, n uint64) []byte {
+	if off >= l.h.size {
+		return nil
+	}
+	return l.page.read(l.off+off, min(n, l.h.size-off))
 }
 
-// part reads [from, to) of the table.
-func (l *goLoader) part(from, to uint64, what string) ([]byte, error) {
-	if to < from || to > l.h.size {
-		return nil, l.bad(what + " outside of the table")
+// word reads a pointer-sized word at off in the table.
+func (l *goLoader) word(off uint64) uint64 {
+	b := l.read(off, uint64(l.h.ptr))
+	switch len(b) {
+	case 8:
+		return binary.LittleEndian.Uint64(b)
+	case 4:
+		return uint64(binary.LittleEndian.Uint32(b))
 	}
-	return l.m.at(l.addr+Address(from), to-from, maxPclntab, what)
+	return 0
 }
 
 // pack reads [from, to) of the table into a packed.
@@ -142,44 +156,64 @@ func (l *goLoader) pack(from, to uint64, what string) (*packed, error) {
 	if to < from || to > l.h.size {
 		return nil, l.bad(what + " outside of the table")
 	}
-	off, have, ok := l.m.fileOffset(l.addr + Address(from))
-	if !ok || have < to-from {
-		return nil, l.bad(what + " outside of the file")
-	}
 	var w packer
-	if err := l.m.src.stream(off, to-from, what, func(b []byte) error { _, err := w.Write(b); return err }); err != nil {
+	if err := l.m.src.stream(l.off+from, to-from, what, func(b []byte) error {
+		if int64(len(w.p.data)) > l.budget {
+			return errTooLarge
+		}
+		_, err := w.Write(b)
+		return err
+	}); err != nil {
 		return nil, err
 	}
 	return w.done(), nil
 }
 
-// goFunc is one function record of the table while it is read.
-type goFunc struct {
-	name, pcfile, pcline, cu, line uint32
-	pcil                           []byte // inline tree indices
-	tree                           uint32 // offset of the inline tree from gofunc
-	nodes                          uint32 // entries in it
+// pctable appends the pc-value table at off to dst, without its terminator; nothing if there is none or it does not end.
+// base is where the tables begin and end where they must end.
+func (l *goLoader) pctable(dst []byte, base, end, off uint64) []byte {
+	if off == 0 || off >= end-base {
+		return dst
+	}
+	for n := uint64(64); ; n = min(8*n, maxPCTable) {
+		n = min(n, end-base-off)
+		b := l.read(base+off, n)
+		if t, ok := cutPCTable(b); ok {
+			return append(dst, t...)
+		}
+		if uint64(len(b)) < n || n == end-base-off || n == maxPCTable {
+			return dst
+		}
+	}
 }
 
 func (l *goLoader) load() (*goTable, error) {
+	if int64(l.h.nfunc)*8 > l.budget {
+		return nil, errTooLarge
+	}
 	if l.h.version == go12 || l.h.version == go116 {
 		return l.loadOld()
 	}
 	g := &goTable{version: l.h.version, quantum: l.h.quantum}
 	le := binary.LittleEndian
-	ftab, err := l.part(l.h.funcs, l.h.funcs+8*l.h.nfunc+4, "function table")
-	if err != nil {
-		return nil, err
+	n := l.h.nfunc
+	g.starts = make([]uint32, 0, min(n+1, readChunk))
+	offsets := make([]uint32, 0, min(n, readChunk)) // of the records
+	if l.h.size < l.h.funcs+8*n+4 {
+		return nil, l.bad("a function table that reaches beyond it")
 	}
-	g.starts = make([]uint32, l.h.nfunc+1)
-	var last uint32
-	for i := range g.starts {
-		g.starts[i] = le.Uint32(ftab[8*i:])
-		if i > 0 && g.starts[i] < g.starts[i-1] {
+	for i := range n + 1 {
+		b := l.read(l.h.funcs+8*i, 8)
+		if len(b) < 4 {
+			return nil, cmp.Or(l.page.err, l.bad("a function table that reaches beyond it"))
+		}
+		start := le.Uint32(b)
+		if i > 0 && start < g.starts[i-1] {
 			return nil, l.bad("functions that are not sorted")
 		}
-		if i < int(l.h.nfunc) {
-			last = max(last, le.Uint32(ftab[8*i+4:]))
+		g.starts = append(g.starts, start)
+		if i < n && len(b) == 8 {
+			offsets = append(offsets, le.Uint32(b[4:]))
 		}
 	}
 	module, ok, err := l.findModule()
@@ -189,34 +223,31 @@ func (l *goLoader) load() (*goTable, error) {
 	if g.text = module.text; !ok {
 		g.text = l.h.text
 	}
-	if !l.m.executable(g.text+Address(g.starts[0])) || g.text+Address(g.starts[l.h.nfunc]) < g.text {
+	if !l.m.executable(g.text+Address(g.starts[0])) || g.text+Address(g.starts[n]) < g.text {
 		return nil, l.bad("functions outside of the program's code")
 	}
 	if g.names, err = l.pack(l.h.funcnames, l.h.cutab, "function names"); err != nil {
 		return nil, err
 	}
-	// Records lie behind the function table; the last one ends before anything else can be as long.
-	end := min(l.h.size, l.h.funcs+uint64(last)+44+4*maxPcdata+4*256)
-	full := l.h.size <= maxFullTable || end-l.h.funcs+(l.h.funcs-l.h.pctab) <= maxFullTable
-	funcs, err := l.part(l.h.funcs, end, "function records")
-	if err != nil {
+	err = l.fill(g, offsets, module.gofunc)
+	if err == nil && l.page.err == nil && g.bytesHeld() <= l.budget {
+		return g, nil
+	}
+	if err := cmp.Or(err, l.page.err); err != nil && ignoreFormat(err) != nil && !errors.Is(err, errTooLarge) {
 		return nil, err
 	}
-	if full {
-		if err := l.fill(g, ftab, funcs, module.gofunc); err != nil {
-			return nil, err
-		}
-		if g.bytesHeld() <= l.budget {
-			return g, nil
-		}
-		g.records, g.offsets, g.cutab, g.files = nil, nil, nil, nil
-	}
-	g.nameOffsets = make([]uint32, l.h.nfunc)
-	for i := range g.nameOffsets {
+	// Too large with lines, or nonsense in the tables of lines: names alone.
+	g.records, g.offsets, g.cutab, g.files = nil, nil, nil, nil
+	l.page.err = nil
+	g.nameOffsets = make([]uint32, n)
+	for i, off := range offsets {
 		g.nameOffsets[i] = math.MaxUint32
-		if off := uint64(le.Uint32(ftab[8*i+4:])); off+8 <= uint64(len(funcs)) {
-			g.nameOffsets[i] = le.Uint32(funcs[off+4:])
+		if b := l.read(l.h.funcs+uint64(off), 8); len(b) == 8 {
+			g.nameOffsets[i] = le.Uint32(b[4:])
 		}
+	}
+	if l.page.err != nil {
+		return nil, l.page.err
 	}
 	if g.bytesHeld() > l.budget {
 		return nil, errTooLarge
@@ -224,78 +255,65 @@ func (l *goLoader) load() (*goTable, error) {
 	return g, nil
 }
 
-// fill writes the records of all functions.
-func (l *goLoader) fill(g *goTable, ftab, funcs []byte, gofunc Address) error {
+// fill writes the records of all functions, whose places are given by offsets.
+func (l *goLoader) fill(g *goTable, offsets []uint32, gofunc Address) error {
 	le := binary.LittleEndian
-	pctab, err := l.part(l.h.pctab, l.h.funcs, "pc tables")
-	if err != nil {
-		return err
-	}
+	var err error
 	if g.cutab, err = l.pack(l.h.cutab, l.h.files, "file numbers"); err != nil {
 		return err
 	}
 	if g.files, err = l.pack(l.h.files, l.h.pctab, "file names"); err != nil {
 		return err
 	}
-	node := uint64(16)
+	fixed, nfuncdata, node := uint64(44), 43, uint64(16)
 	if l.h.version == go118 {
-		node = 20
+		fixed, nfuncdata, node = 40, 39, 20
 	}
-	list := make([]goFunc, l.h.nfunc)
-	treeMin, treeMax := uint64(math.MaxUint64), uint64(0)
-	for i := range list {
-		f := &list[i]
-		off := uint64(le.Uint32(ftab[8*i+4:]))
-		if !l.record(f, funcs, off) {
-			f.name = math.MaxUint32
-			continue
-		}
-		npc, nfd := uint64(le.Uint32(funcs[off+28:])), uint64(funcs[off+39])
-		fixed := uint64(40)
-		if l.h.version >= go120 {
-			nfd, fixed = uint64(funcs[off+43]), 44
-		}
-		if npc <= 2 || npc > maxPcdata || nfd <= 3 || gofunc == 0 || off+fixed+4*npc+4*nfd > uint64(len(funcs)) {
-			continue
-		}
-		tree := le.Uint32(funcs[off+fixed+4*npc+4*3:])
-		table := pctable(pctab, le.Uint32(funcs[off+fixed+4*2:]))
-		if tree == math.MaxUint32 || table == nil {
-			continue
-		}
-		if n := maxValue(table) + 1; n > 0 && n <= maxInlineTree {
-			f.pcil, f.tree, f.nodes = table, tree, uint32(n)
-			treeMin, treeMax = min(treeMin, uint64(tree)), max(treeMax, uint64(tree)+uint64(n)*node)
-		}
-	}
-	var trees []byte
-	if treeMax > treeMin && treeMax-treeMin <= maxFuncdata {
-		// A tree that is not there costs the inlined frames, not the functions.
-		if trees, err = l.m.at(gofunc+Address(treeMin), treeMax-treeMin, maxFuncdata, "inline trees"); ignoreFormat(err) != nil {
-			return err
-		}
-	}
+	trees, treesLen, haveTrees := l.m.fileOffset(gofunc)
+	haveTrees = haveTrees && gofunc != 0
 	var w packer
-	var buf []byte
-	g.offsets = make([]uint32, 1, l.h.nfunc+1)
-	for i := range list {
-		f := &list[i]
-		r := goFunction{
-			name: f.name, cu: f.cu, line: f.line,
-			pcfile: pctable(pctab, f.pcfile), pcline: pctable(pctab, f.pcline),
+	var buf, tables []byte
+	var r goFunction
+	g.offsets = make([]uint32, 1, len(offsets)+1)
+	for _, off := range offsets {
+		at := l.h.funcs + uint64(off)
+		b := l.read(at, fixed+4*3)
+		if uint64(len(b)) < fixed {
+			return cmp.Or(l.page.err, l.bad("function records outside of the table"))
 		}
-		if f.nodes > 0 && trees != nil {
-			r.pcil = f.pcil
-			b := trees[uint64(f.tree)-treeMin:]
-			for range f.nodes {
-				var e inlined
-				if l.h.version == go118 {
-					e = inlined{name: le.Uint32(b[12:]), parentPC: le.Uint32(b[16:])}
-				} else {
-					e = inlined{name: le.Uint32(b[4:]), parentPC: le.Uint32(b[8:]), line: le.Uint32(b[12:])}
+		r = goFunction{name: le.Uint32(b[4:]), cu: le.Uint32(b[32:]), tree: r.tree[:0]}
+		pcfile, pcline, npcdata := le.Uint32(b[20:]), le.Uint32(b[24:]), uint64(le.Uint32(b[28:]))
+		if l.h.version >= go120 {
+			r.line = le.Uint32(b[36:])
+		}
+		nfd := int(b[nfuncdata])
+		pcil := uint32(0)
+		if npcdata > 2 && npcdata <= maxPcdata && nfd > 3 && uint64(len(b)) == fixed+4*3 && haveTrees {
+			pcil = le.Uint32(b[fixed+4*2:])
+		}
+		tables = l.pctable(tables[:0], l.h.pctab, l.h.funcs, uint64(pcfile))
+		i := len(tables)
+		tables = l.pctable(tables, l.h.pctab, l.h.funcs, uint64(pcline))
+		j := len(tables)
+		tables = l.pctable(tables, l.h.pctab, l.h.funcs, uint64(pcil))
+		r.pcfile, r.pcline = tables[:i], tables[i:j]
+		if n := uint64(maxValue(tables[j:]) + 1); n > 0 && n <= maxInlineTree {
+			if b := l.read(at+fixed+4*npcdata+4*3, 4); len(b) == 4 && le.Uint32(b) != math.MaxUint32 {
+				tree := uint64(le.Uint32(b))
+				if tree+n*node <= treesLen {
+					if b := l.page.read(trees+tree, n*node); uint64(len(b)) == n*node {
+						r.pcil = tables[j:]
+						for ; len(b) > 0; b = b[node:] {
+							e := inlined{name: le.Uint32(b[4:]), parentPC: le.Uint32(b[8:])}
+							if node == 20 {
+								e = inlined{name: le.Uint32(b[12:]), parentPC: le.Uint32(b[16:])}
+							} else {
+								e.line = le.Uint32(b[12:])
+							}
+							r.tree = append(r.tree, e)
+						}
+					}
 				}
-				r.tree = append(r.tree, e)
-				b = b[node:]
 			}
 		}
 		buf = r.append(buf[:0])
@@ -303,7 +321,7 @@ func (l *goLoader) fill(g *goTable, ftab, funcs []byte, gofunc Address) error {
 			return err
 		}
 		if int64(len(w.p.data)) > l.budget {
-			break // the caller keeps the reduced form
+			return errTooLarge
 		}
 		g.offsets = append(g.offsets, w.size())
 	}
@@ -311,132 +329,113 @@ func (l *goLoader) fill(g *goTable, ftab, funcs []byte, gofunc Address) error {
 	return nil
 }
 
-// record reads the fixed part of the function record at off.
-func (l *goLoader) record(f *goFunc, funcs []byte, off uint64) bool {
-	if off+44 > uint64(len(funcs)) {
-		return false
-	}
-	le := binary.LittleEndian
-	b := funcs[off:]
-	f.name, f.pcfile, f.pcline, f.cu = le.Uint32(b[4:]), le.Uint32(b[20:]), le.Uint32(b[24:]), le.Uint32(b[32:])
-	if l.h.version >= go120 {
-		f.line = le.Uint32(b[36:])
-	}
-	return true
-}
-
 // loadOld reads the layouts of Go 1.2 to 1.17, whose functions have absolute addresses. They have no inlined frames here.
 func (l *goLoader) loadOld() (*goTable, error) {
-	if l.h.size > maxFullTable {
-		return nil, l.bad("a size beyond the limit for its version")
-	}
-	// A table without a section of its own ends somewhere before its segment does.
-	all, err := l.part(0, l.h.size, "table")
-	if err != nil {
-		return nil, err
-	}
 	le := binary.LittleEndian
 	ptr := uint64(l.h.ptr)
-	word := func(off uint64) uint64 {
-		if off+ptr > uint64(len(all)) {
-			return 0
-		}
-		if ptr == 8 {
-			return le.Uint64(all[off:])
-		}
-		return uint64(le.Uint32(all[off:]))
-	}
-	tabEnd := l.h.funcs + 2*ptr*l.h.nfunc + ptr
-	if tabEnd+4 > uint64(len(all)) {
+	if l.h.size < l.h.funcs+2*ptr*l.h.nfunc+ptr+4 {
 		return nil, l.bad("a function table that reaches beyond it")
 	}
-	g := &goTable{version: l.h.version, quantum: l.h.quantum, text: Address(word(l.h.funcs))}
+	g := &goTable{version: l.h.version, quantum: l.h.quantum, text: Address(l.word(l.h.funcs))}
 	if !l.m.executable(g.text) {
 		return nil, l.bad("functions outside of the program's code")
 	}
-	pctab, recBase := all, uint64(0)
+	var err error
+	pctab, pctabEnd, base, nameBase := uint64(0), l.h.size, uint64(0), uint64(0)
 	if l.h.version == go116 {
-		pctab, recBase = all[l.h.pctab:l.h.funcs], l.h.funcs
-	}
-	var names, files, cutab, records packer
-	write := func(w *packer, s []byte) (uint32, error) {
-		off := w.size()
-		if _, err := w.Write(s); err != nil {
-			return 0, err
-		}
-		_, err := w.Write(zero[:])
-		return off, err
-	}
-	str := func(off uint64) []byte {
-		if off >= uint64(len(all)) {
-			return nil
-		}
-		return cname(all, uint32(off))
-	}
-	if l.h.version == go12 {
-		fileTab := uint64(le.Uint32(all[tabEnd:]))
-		n := uint64(0)
-		if fileTab+4 <= uint64(len(all)) {
-			n = min(uint64(le.Uint32(all[fileTab:])), (uint64(len(all))-fileTab)/4)
-		}
-		for i := range n {
-			off := uint32(math.MaxUint32)
-			if s := str(uint64(le.Uint32(all[fileTab+4*i:]))); i > 0 && s != nil {
-				if off, err = write(&files, s); err != nil {
-					return nil, err
-				}
-			}
-			if _, err := cutab.Write(le.AppendUint32(nil, off)); err != nil {
-				return nil, err
-			}
-		}
-		g.cutab, g.files = cutab.done(), files.done()
-	} else {
+		pctab, pctabEnd, base, nameBase = l.h.pctab, l.h.funcs, l.h.funcs, l.h.funcnames
 		if g.cutab, err = l.pack(l.h.cutab, l.h.files, "file numbers"); err != nil {
 			return nil, err
 		}
 		if g.files, err = l.pack(l.h.files, l.h.pctab, "file names"); err != nil {
 			return nil, err
 		}
+	} else if err := l.oldFiles(g, uint64(l.h.funcs+2*ptr*l.h.nfunc+ptr)); err != nil {
+		return nil, err
 	}
-	g.starts = make([]uint32, 0, l.h.nfunc+1)
-	g.offsets = make([]uint32, 1, l.h.nfunc+1)
-	var buf []byte
+	var names, records packer
+	var buf, tables []byte
+	g.offsets = make([]uint32, 1, min(l.h.nfunc+1, readChunk))
 	for i := range l.h.nfunc + 1 {
-		entry := word(l.h.funcs + 2*ptr*i)
+		entry := l.word(l.h.funcs + 2*ptr*i)
 		if entry < uint64(g.text) || entry-uint64(g.text) > math.MaxUint32 ||
 			i > 0 && uint32(entry-uint64(g.text)) < g.starts[i-1] {
-			return nil, l.bad("functions that are not sorted")
+			return nil, cmp.Or(l.page.err, l.bad("functions that are not sorted"))
 		}
 		g.starts = append(g.starts, uint32(entry-uint64(g.text)))
 		if i == l.h.nfunc {
 			break
 		}
 		var r goFunction
-		off := recBase + word(l.h.funcs+2*ptr*i+ptr)
-		if off >= recBase && off+ptr+32 <= uint64(len(all)) {
-			b := all[off+ptr:]
-			r.pcfile, r.pcline = pctable(pctab, le.Uint32(b[16:])), pctable(pctab, le.Uint32(b[20:]))
-			nameAt := uint64(le.Uint32(b))
+		at := base + l.word(l.h.funcs+2*ptr*i+ptr)
+		if b := l.read(at+ptr, 32); len(b) == 32 {
+			name, pcfile, pcline := le.Uint32(b), le.Uint32(b[16:]), le.Uint32(b[20:])
 			if l.h.version == go116 {
-				nameAt += l.h.funcnames
 				r.cu = le.Uint32(b[28:])
 			}
-			if r.name, err = write(&names, str(nameAt)); err != nil {
+			tables = l.pctable(tables[:0], pctab, pctabEnd, uint64(pcfile))
+			r.pcfile = tables
+			tables = l.pctable(tables, pctab, pctabEnd, uint64(pcline))
+			r.pcfile, r.pcline = tables[:len(r.pcfile)], tables[len(r.pcfile):]
+			r.name = names.size()
+			if _, err := names.Write(l.page.cstring(l.off+nameBase+uint64(name), l.off+l.h.size)); err != nil {
 				return nil, err
 			}
+		} else {
+			r.name = names.size()
+		}
+		if _, err := names.Write([]byte{0}); err != nil {
+			return nil, err
 		}
 		buf = r.append(buf[:0])
 		if _, err := records.Write(buf); err != nil {
 			return nil, err
 		}
 		g.offsets = append(g.offsets, records.size())
+		if int64(len(records.p.data)+len(names.p.data)) > l.budget {
+			return nil, errTooLarge
+		}
 	}
 	g.names, g.records = names.done(), records.done()
 	if g.bytesHeld() > l.budget {
 		return nil, errTooLarge
 	}
-	return g, nil
+	return g, l.page.err
+}
+
+// oldFiles reads the file table of Go 1.2 to 1.15, whose place is written at off: a count that includes itself, then offsets of
+// names.
+func (l *goLoader) oldFiles(g *goTable, off uint64) error {
+	le := binary.LittleEndian
+	u32 := func(off uint64) uint64 {
+		if b := l.read(off, 4); len(b) == 4 {
+			return uint64(le.Uint32(b))
+		}
+		return 0
+	}
+	tab := u32(off)
+	n := min(u32(tab), maxGoFuncs)
+	var files, cutab packer
+	for i := range n {
+		place := uint32(math.MaxUint32)
+		if name := u32(tab + 4*i); i > 0 && name > 0 {
+			place = files.size()
+			if _, err := files.Write(l.page.cstring(l.off+name, l.off+l.h.size)); err != nil {
+				return err
+			}
+			if _, err := files.Write([]byte{0}); err != nil {
+				return err
+			}
+		}
+		if _, err := cutab.Write(le.AppendUint32(nil, place)); err != nil {
+			return err
+		}
+		if int64(len(files.p.data)) > l.budget {
+			return errTooLarge
+		}
+	}
+	g.cutab, g.files = cutab.done(), files.done()
+	return l.page.err
 }
 
 // findModule reads the moduledata: section .go.module from Go 1.26, before that the struct in the program's data whose first

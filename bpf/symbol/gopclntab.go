@@ -6,15 +6,12 @@ import (
 	"slices"
 )
 
-// Limits on a pclntab. The largest known (144 MB) is read by name only.
+// Limits on a pclntab; the largest known has 144 MB.
 const (
-	maxPclntab    = 512 << 20
-	maxGoFuncs    = 4 << 20
-	maxFullTable  = 96 << 20 // above, functions are named but lines are not kept: reading them would hold as much for a moment
-	maxFuncdata   = 64 << 20 // the part of go:func.* that holds inline trees
-	maxPCTable    = 1 << 20  // one pc-value table
-	maxInlineTree = 1 << 14  // entries in one function
-	maxPcdata     = 64       // tables per function; Go has 4
+	maxGoFuncs    = 2 << 20
+	maxPCTable    = 1 << 20 // one pc-value table
+	maxInlineTree = 1 << 14 // entries in one function
+	maxPcdata     = 64      // tables per function; Go has 4
 )
 
 // goVersion is a layout of pclntab, named after the first release that has it.
@@ -256,26 +253,21 @@ func zigzag(d uint64) int32 {
 	return int32(v>>1) ^ -int32(v&1)
 }
 
-// pctable cuts the pc-value table that begins at off out of pctab; nil if there is none or it does not end.
-func pctable(pctab []byte, off uint32) []byte {
-	if off == 0 || uint64(off) >= uint64(len(pctab)) {
-		return nil
+// cutPCTable returns the pc-value table that t begins with, without its terminator; false if t ends before the table does.
+func cutPCTable(t []byte) ([]byte, bool) {
+	for i, first := 0, true; i < len(t); first = false {
+		if t[i] == 0 && !first {
+			return t[:i], true
+		}
+		for range 2 { // value delta, pc delta
+			_, n := binary.Uvarint(t[i:])
+			if n <= 0 {
+				return nil, false
+			}
+			i += n
+		}
 	}
-	t := pctab[off:min(uint64(len(pctab)), uint64(off)+maxPCTable)]
-	for i, first := 0, true; ; first = false {
-		d, n := binary.Uvarint(t[i:])
-		if n <= 0 {
-			return nil
-		}
-		if d == 0 && !first {
-			return t[:i]
-		}
-		i += n
-		if _, n = binary.Uvarint(t[i:]); n <= 0 {
-			return nil
-		}
-		i += n
-	}
+	return nil, false
 }
 
 // maxValue is the largest value in a pc-value table.

@@ -208,7 +208,7 @@ func parseKallsyms(r io.Reader) (*kernelTable, error) {
 			if _, err := names.Write(text[s.name : s.name+uint32(s.length)]); err != nil {
 				return nil, err
 			}
-			if _, err := names.Write(zero[:]); err != nil {
+			if _, err := names.Write([]byte{0}); err != nil {
 				return nil, err
 			}
 		} else if n > 0 && t.symbols[n-1].name == hole {

@@ -3,6 +3,7 @@ package symbol
 import (
 	"debug/elf"
 	"encoding/binary"
+	"math"
 	"strings"
 )
 
@@ -12,58 +13,47 @@ const maxPLT = 4 << 20
 // maxRelocations is how many bytes of relocations are read to name the PLT.
 const maxRelocations = 32 << 20
 
-// dynamicSymbols are the names of .dynsym by symbol number, as offsets in string table tab.
-type dynamicSymbols struct {
-	names []uint32
-	tab   uint8
-}
-
-// pltSymbols appends a function `name@plt` for each stub of the procedure linkage table. A stub jumps through a slot of the
-// GOT; the relocation of that slot says whose it is. Decoding the jump instead of counting entries gets .plt, .plt.sec,
-// .plt.got and every linker's order right.
-func (m *image) pltSymbols(all []function, strs [][]byte, dyn *dynamicSymbols) ([]function, [][]byte, error) {
-	var decode func(code []byte, at Address, f func(stub Address, slot Address, size int))
+// readPLT adds a function for each stub of the procedure linkage table. A stub jumps through a slot of the GOT; the
+// relocation of that slot says whose it is. Decoding the jump instead of counting entries gets .plt, .plt.sec, .plt.got and
+// every linker's order right.
+func (r *symbolReader) readPLT() error {
+	m := r.m
+	var decode func(code []byte, at Address, f func(stub, slot Address, size uint32))
 	switch {
 	case m.machine == elf.EM_X86_64 && m.class64:
 		decode = pltX86
 	case m.machine == elf.EM_AARCH64 && m.class64:
 		decode = pltARM64
-	default:
-		return all, strs, nil
+	}
+	if decode == nil || len(r.dyn) == 0 {
+		return nil
 	}
 	slots, err := m.slotSymbols()
 	if err != nil || len(slots) == 0 {
-		return all, strs, err
+		return err
 	}
-	names := strs[dyn.tab]
-	var text []byte // the made-up names
-	tab := uint8(len(strs))
 	left := uint64(maxPLT)
 	for i := range m.sections {
 		s := &m.sections[i]
-		if !s.exec() || !strings.HasPrefix(s.name, ".plt") || !m.inFile(s) || s.size > left {
+		if !s.exec() || !strings.HasPrefix(s.name, ".plt") || !m.inFile(s) || s.size > left ||
+			s.addr < r.base || s.addr-r.base+Address(s.size) >= math.MaxUint32 {
 			continue
 		}
 		left -= s.size
 		code, err := m.src.bytes(s.off, s.size, maxPLT, "PLT")
 		if err != nil {
-			return nil, nil, err
+			return err
 		}
-		decode(code, s.addr, func(stub, slot Address, size int) {
+		decode(code, s.addr, func(stub, slot Address, size uint32) {
 			sym, ok := slots[slot]
-			if !ok || uint64(sym) >= uint64(len(dyn.names)) || len(all) >= maxFunctions || len(text) > maxStrtab {
+			if !ok || uint64(sym) >= uint64(len(r.dyn)) || r.dyn[sym] == 0 {
 				return
 			}
-			name := cstringAt(names, uint64(dyn.names[sym]), maxName)
-			if name == "" {
-				return
-			}
-			f := function{addr: stub, end: stub + Address(size), name: uint32(len(text)), tab: tab, rank: rankLocal}
-			text = append(append(text, name...), "@plt\x00"...)
-			all = append(all, f)
+			start := uint32(stub - r.base)
+			r.add(function{start: start, end: start + size, name: r.dyn[sym], tab: r.dynTab, class: classPLT | classTyped | classSized})
 		})
 	}
-	return all, append(strs, text), nil
+	return nil
 }
 
 // slotSymbols maps GOT slots to symbol numbers, from the relocations that the dynamic linker applies to them.
@@ -80,8 +70,7 @@ func (m *image) slotSymbols() (map[Address]uint32, error) {
 			continue
 		}
 		left -= s.size
-		var rest []byte
-		one := func(b []byte) {
+		err := m.src.records(s.off, s.size, 24, "relocations", func(b []byte) {
 			info := le.Uint64(b[8:])
 			jump := false
 			switch m.machine {
@@ -95,20 +84,6 @@ func (m *image) slotSymbols() (map[Address]uint32, error) {
 			if jump && len(slots) < maxPLT/8 {
 				slots[Address(le.Uint64(b))] = uint32(info >> 32)
 			}
-		}
-		err := m.src.stream(s.off, s.size-s.size%24, "relocations", func(b []byte) error {
-			if len(rest) > 0 {
-				k := 24 - len(rest)
-				rest = append(rest, b[:k]...)
-				b = b[k:]
-				one(rest)
-				rest = rest[:0]
-			}
-			for ; len(b) >= 24; b = b[24:] {
-				one(b)
-			}
-			rest = append(rest, b...)
-			return nil
 		})
 		if err != nil {
 			return nil, err
@@ -118,7 +93,7 @@ func (m *image) slotSymbols() (map[Address]uint32, error) {
 }
 
 // pltX86 finds stubs of the form [endbr64] [bnd] jmp *slot(%rip). An entry is 16 bytes, in .plt.got without CET 8.
-func pltX86(code []byte, at Address, f func(stub, slot Address, size int)) {
+func pltX86(code []byte, at Address, f func(stub, slot Address, size uint32)) {
 	le := binary.LittleEndian
 	for i := 0; i+6 <= len(code); i += 8 {
 		p := i
@@ -132,7 +107,7 @@ func pltX86(code []byte, at Address, f func(stub, slot Address, size int)) {
 			continue
 		}
 		slot := at + Address(p+6) + Address(int64(int32(le.Uint32(code[p+2:]))))
-		size := 16
+		size := uint32(16)
 		if (at+Address(i))%16 != 0 || i+14 <= len(code) && code[i+8] == 0xff && code[i+9] == 0x25 {
 			size = 8
 		}
@@ -141,7 +116,7 @@ func pltX86(code []byte, at Address, f func(stub, slot Address, size int)) {
 }
 
 // pltARM64 finds stubs of the form [bti c] adrp x16, page; ldr x17, [x16, #low].
-func pltARM64(code []byte, at Address, f func(stub, slot Address, size int)) {
+func pltARM64(code []byte, at Address, f func(stub, slot Address, size uint32)) {
 	le := binary.LittleEndian
 	for i := 0; i+8 <= len(code); i += 4 {
 		adrp, ldr := le.Uint32(code[i:]), le.Uint32(code[i+4:])
@@ -151,7 +126,7 @@ func pltARM64(code []byte, at Address, f func(stub, slot Address, size int)) {
 		imm := int64(adrp>>29&3) | int64(adrp>>5&0x7ffff)<<2
 		imm = imm << 43 >> 43 // 21 bits, signed
 		slot := (at+Address(i))&^0xfff + Address(imm<<12) + Address(ldr>>10&0xfff)*8
-		stub, size := i, 16
+		stub, size := i, uint32(16)
 		if i >= 4 && le.Uint32(code[i-4:]) == 0xd503245f { // bti c
 			stub, size = i-4, 20
 		}

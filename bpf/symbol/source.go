@@ -11,7 +11,7 @@ import (
 
 // maxRead is how many bytes of one file a parse may read in all. The largest symbol tables known (a debug build of a
 // browser) stay below; what a file claims beyond it is an attempt to keep us busy.
-const maxRead = 512 << 20
+const maxRead = 256 << 20
 
 // readChunk is the piece in which long ranges are read: a header that lies about a size costs no more than one of them.
 const readChunk = 256 << 10
@@ -134,6 +134,24 @@ func (s *source) stream(off, n uint64, what string, f func([]byte) error) error 
 		off, n = off+uint64(len(p)), n-uint64(len(p))
 	}
 	return nil
+}
+
+// records calls f with each entry of n bytes in [off, off+size), valid during the call; a piece of an entry at the end is left
+// out.
+func (s *source) records(off, size, n uint64, what string, f func([]byte)) error {
+	var rest []byte // of an entry that two pieces share
+	return s.stream(off, size-size%n, what, func(b []byte) error {
+		if len(rest) > 0 {
+			k := int(n) - len(rest)
+			f(append(rest, b[:k]...))
+			b, rest = b[k:], rest[:0]
+		}
+		for ; uint64(len(b)) >= n; b = b[n:] {
+			f(b[:n])
+		}
+		rest = append(rest, b...)
+		return nil
+	})
 }
 
 // identity is what two files must have in common to share an Object: their size and all bytes that were parsed.

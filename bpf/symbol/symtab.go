@@ -8,205 +8,197 @@ import (
 	"strings"
 )
 
-// maxFunctions is how many functions of one file are kept; the largest browsers have about 700,000.
+// maxFunctions is how many symbols of one file are kept; the largest browsers have about 700,000 functions.
 const maxFunctions = 1 << 20
+
+// maxStringTables is how many string tables the symbols of one file use: .strtab and .dynstr.
+const maxStringTables = 4
 
 // function is a symbol of code while a file is parsed.
 type function struct {
-	addr, end Address // end == addr: the size is not known
-	name      uint32  // offset in the string table strs[tab]
-	tab       uint8
-	rank      uint8 // higher is the better name among aliases
-	label     bool  // an untyped label of assembly code
+	start, end uint32 // from symbolReader.base; end == start: the size is not known
+	name       uint32 // offset in the string table tab; later in the packed names
+	length     uint16 // of the name, once it is read
+	tab        uint8
+	class      uint8 // how good the name is among aliases: higher is better
 }
 
-// Ranks: how good a name is among several for one address.
+// Bits of function.class, the most important highest.
 const (
-	rankLocal = iota
-	rankWeak
-	rankGlobal
+	classSymtab = 1 << iota // from .symtab: .dynsym repeats a part of it
+	classSized
+	classWeak
+	classGlobal
+	classTyped // not an untyped label of assembly code
+	classPLT   // a stub; its name is that of the function it jumps to
 )
 
-// table is the compact form of symbols: entry i covers [base+starts[i], base+starts[i+1]), its name is at names[i] in text.
-// An entry named hole covers code that has no symbol.
-type table struct {
-	base   Address
-	starts []uint32
-	names  []uint32
-	text   *packed
-}
-
-const hole = math.MaxUint32
-
-// lookup returns the linkage name of the symbol that covers a.
-func (t *table) lookup(a Address) (string, bool) {
-	if t == nil || a < t.base || uint64(a-t.base) > math.MaxUint32 {
-		return "", false
-	}
-	i, found := slices.BinarySearch(t.starts, uint32(a-t.base))
-	if !found {
-		i--
-	}
-	if i < 0 || t.names[i] == hole {
-		return "", false
-	}
-	return t.text.cstring(t.names[i]), true
-}
-
-func (t *table) bytesHeld() int64 {
-	if t == nil {
-		return 0
-	}
-	return 4*int64(cap(t.starts)) + 4*int64(cap(t.names)) + t.text.bytesHeld() + 64
+// symbolReader gathers the functions of one file.
+type symbolReader struct {
+	m      *image
+	page   *pager
+	base   Address            // lowest address of code
+	skip   func(Address) bool // addresses that another table names; may be nil
+	all    []function         // not sorted
+	tabs   []section          // string tables
+	dyn    []uint32           // names of .dynsym by symbol number, in string table dynTab
+	dynTab uint8
 }
 
 // symbols reads .symtab, .dynsym and the PLT and returns nil when there is none. skip says which addresses another table
 // already names.
 func (m *image) symbols(skip func(Address) bool) (*table, error) {
-	var all []function
-	var strs [][]byte
-	var dyn *dynamicSymbols
+	r := symbolReader{m: m, page: newPager(m.src), base: m.codeStart(), skip: skip}
 	for i := range m.sections {
 		s := &m.sections[i]
 		if s.typ != elf.SHT_SYMTAB && s.typ != elf.SHT_DYNSYM {
 			continue
 		}
-		if !m.inFile(s) || uint64(s.link) >= uint64(len(m.sections)) || !m.inFile(&m.sections[s.link]) || len(strs) == 4 {
+		if !m.inFile(s) || uint64(s.link) >= uint64(len(m.sections)) || !m.inFile(&m.sections[s.link]) ||
+			len(r.tabs) == maxStringTables {
 			continue
 		}
-		link := m.sections[s.link]
-		tab, err := m.src.bytes(link.off, link.size, maxStrtab, "symbol names")
-		if err != nil {
-			return nil, err
-		}
-		strs = append(strs, tab)
-		var each func(name uint32)
-		if s.typ == elf.SHT_DYNSYM {
-			dyn = &dynamicSymbols{tab: uint8(len(strs) - 1)}
-			each = func(name uint32) { dyn.names = append(dyn.names, name) }
-		}
-		if all, err = m.readSymbols(all, s, tab, uint8(len(strs)-1), skip, each); err != nil {
+		r.tabs = append(r.tabs, m.sections[s.link])
+		if err := r.readTable(s); err != nil {
 			return nil, err
 		}
 	}
-	if dyn != nil {
-		var err error
-		if all, strs, err = m.pltSymbols(all, strs, dyn); err != nil {
-			return nil, err
-		}
+	if err := r.readPLT(); err != nil {
+		return nil, err
 	}
-	return compact(all, strs, m.codeEnds())
+	return r.compact()
 }
 
-// readSymbols appends the functions of one symbol table to all and tells each the names of all its symbols, code or not.
-func (m *image) readSymbols(all []function, s *section, tab []byte, tabIndex uint8, skip func(Address) bool,
-	each func(name uint32)) ([]function, error) {
+// readTable gathers the functions of one symbol table.
+func (r *symbolReader) readTable(s *section) error {
 	entry := uint64(16)
-	if m.class64 {
+	if r.m.class64 {
 		entry = 24
 	}
 	if s.size > maxSymtab {
-		return nil, &FormatError{s.off, "symbol table larger than the limit"}
+		return &FormatError{s.off, "symbol table larger than the limit"}
 	}
-	var rest []byte // of an entry that two pieces share
-	one := func(b []byte) {
-		if each != nil {
-			each(binary.LittleEndian.Uint32(b))
-		}
-		f, ok := m.function(b, tab)
-		if ok && len(all) < maxFunctions && (skip == nil || !skip(f.addr)) {
-			f.tab = tabIndex
-			all = append(all, f)
-		}
+	tab := uint8(len(r.tabs) - 1)
+	if s.typ == elf.SHT_DYNSYM {
+		r.dyn, r.dynTab = nil, tab
 	}
-	err := m.src.stream(s.off, s.size-s.size%entry, "symbols", func(b []byte) error {
-		if len(rest) > 0 {
-			k := int(entry) - len(rest)
-			rest = append(rest, b[:k]...)
-			b = b[k:]
-			one(rest)
-			rest = rest[:0]
+	return r.m.src.records(s.off, s.size, entry, "symbols", func(b []byte) {
+		if s.typ == elf.SHT_DYNSYM {
+			r.dyn = append(r.dyn, binary.LittleEndian.Uint32(b))
 		}
-		for ; uint64(len(b)) >= entry; b = b[entry:] {
-			one(b)
+		if f, ok := r.function(b); ok {
+			f.tab = tab
+			if s.typ == elf.SHT_SYMTAB {
+				f.class |= classSymtab
+			}
+			r.add(f)
 		}
-		rest = append(rest, b...)
-		return nil
 	})
-	return all, err
+}
+
+func (r *symbolReader) add(f function) {
+	if len(r.all) < maxFunctions && (r.skip == nil || !r.skip(r.base+Address(f.start))) {
+		r.all = append(r.all, f)
+	}
 }
 
 // function reads one symbol table entry; false means that it names no code.
-func (m *image) function(b []byte, tab []byte) (function, bool) {
+func (r *symbolReader) function(b []byte) (function, bool) {
 	le := binary.LittleEndian
 	var name uint32
 	var info byte
 	var shndx uint16
 	var value, size uint64
-	if m.class64 {
+	if r.m.class64 {
 		name, info, shndx, value, size = le.Uint32(b), b[4], le.Uint16(b[6:]), le.Uint64(b[8:]), le.Uint64(b[16:])
 	} else {
 		name, value, size, info, shndx = le.Uint32(b), uint64(le.Uint32(b[4:])), uint64(le.Uint32(b[8:])), b[12], le.Uint16(b[14:])
 	}
-	if m.machine == elf.EM_ARM {
+	if r.m.machine == elf.EM_ARM {
 		value &^= 1 // the Thumb bit
 	}
-	f := function{addr: Address(value), end: Address(value), name: name}
+	f := function{name: name}
 	switch elf.ST_TYPE(info) {
 	case elf.STT_FUNC, elf.STT_GNU_IFUNC:
+		f.class |= classTyped
 	case elf.STT_NOTYPE:
-		f.label = true
 	default:
 		return f, false
 	}
-	if elf.SectionIndex(shndx) == elf.SHN_UNDEF || uint64(name) >= uint64(len(tab)) || tab[name] == 0 {
+	start := Address(value)
+	if elf.SectionIndex(shndx) == elf.SHN_UNDEF || name == 0 || start < r.base || start-r.base >= math.MaxUint32 {
 		return f, false
 	}
 	// The section, where there is one, bounds the symbol and says whether it is code; absolute and extended indices
 	// leave it to the segments.
-	limit := Address(math.MaxUint64)
-	if int(shndx) < len(m.sections) {
-		s := &m.sections[shndx]
-		if !s.exec() || f.addr < s.addr || uint64(f.addr-s.addr) >= s.size {
+	limit := r.base + math.MaxUint32
+	if int(shndx) < len(r.m.sections) {
+		s := &r.m.sections[shndx]
+		if !s.exec() || start < s.addr || uint64(start-s.addr) >= s.size {
 			return f, false
 		}
-		if s.addr+Address(s.size) > s.addr {
-			limit = s.addr + Address(s.size)
+		if end := s.addr + Address(s.size); end > s.addr {
+			limit = min(limit, end)
 		}
-	} else if f.label || !m.executable(f.addr) {
+	} else if f.class&classTyped == 0 || !r.m.executable(start) {
 		return f, false
 	}
-	if f.label && mappingSymbol(tab[name:]) {
-		return f, false
-	}
-	if size > 0 && value+size > value {
-		f.end = min(Address(value+size), limit)
+	f.start = uint32(start - r.base)
+	f.end = f.start
+	if size > 0 {
+		f.class |= classSized
+		f.end = uint32(limit - r.base)
+		if size < uint64(limit-start) {
+			f.end = f.start + uint32(size)
+		}
 	}
 	switch elf.ST_BIND(info) {
 	case elf.STB_GLOBAL, elf.STB_LOOS: // STB_LOOS is STB_GNU_UNIQUE
-		f.rank = rankGlobal
+		f.class |= classGlobal
 	case elf.STB_WEAK:
-		f.rank = rankWeak
+		f.class |= classWeak
 	}
 	return f, true
 }
 
 // mappingSymbol tells the markers $a, $d, $t and $x, also with a suffix ($x.12), that ARM compilers put between code and data.
 func mappingSymbol(name []byte) bool {
-	return len(name) >= 3 && name[0] == '$' && strings.IndexByte("adtx", name[1]) >= 0 && (name[2] == 0 || name[2] == '.')
+	return len(name) >= 2 && name[0] == '$' && strings.IndexByte("adtx", name[1]) >= 0 && (len(name) == 2 || name[2] == '.')
 }
 
-// codeEnds returns where executable sections and segments end, sorted.
-func (m *image) codeEnds() []Address {
-	var ends []Address
+// codeStart returns the lowest address of code, whole pages down.
+func (m *image) codeStart() Address {
+	low := Address(math.MaxUint64)
 	for i := range m.sections {
 		if s := &m.sections[i]; s.exec() {
-			ends = append(ends, s.addr+Address(s.size))
+			low = min(low, s.addr)
 		}
 	}
 	for _, s := range m.segments {
 		if s.exec {
-			ends = append(ends, s.vaddr+Address(s.filesz))
+			low = min(low, s.vaddr)
+		}
+	}
+	return low
+}
+
+// codeEnds returns where executable sections and segments end, from codeStart, sorted.
+func (m *image) codeEnds() []uint32 {
+	base := m.codeStart()
+	var ends []uint32
+	add := func(a Address) {
+		if a > base && a-base <= math.MaxUint32 {
+			ends = append(ends, uint32(a-base))
+		}
+	}
+	for i := range m.sections {
+		if s := &m.sections[i]; s.exec() {
+			add(s.addr + Address(s.size))
+		}
+	}
+	for _, s := range m.segments {
+		if s.exec {
+			add(s.vaddr + Address(s.filesz))
 		}
 	}
 	slices.Sort(ends)
