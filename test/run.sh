@@ -117,7 +117,6 @@ lane_browser() {
 
 lane_e2e() {
 	need_root
-	make build
 	CGO_ENABLED=0 "$GO" test -tags root -p 1 -count=1 -timeout "$((budget[e2e] - 20))s" ./test/e2e
 }
 
