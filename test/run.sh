@@ -43,6 +43,33 @@ need_root() {
 	fi
 }
 
+# state: what lanes that start daemons and load programs could leave behind.
+state() {
+	{
+		find /tmp -maxdepth 1 -name 'stoker-*'
+		awk '$5 ~ /stoker/ {print "mount " $5}' /proc/self/mountinfo
+		find /sys/fs/cgroup -type d \( -name 'stoker-*' -o -path '*/docker/*' \) 2>/dev/null
+		ps -eo pid=,comm= | awk '$2 ~ /^(containerd|containerd-shim|runc|stoker|demo)/ {print "process " $1 " " $2}'
+		bpftool prog show 2>/dev/null | awk '/ name (sample|unwind|process_exec|process_exit) / {print "BPF program " $1 " " $4}'
+	} | sort
+}
+
+# leaves_nothing COMMAND…: runs it and fails if something is left that was not there before. The kernel takes a moment to let
+# go of programs, so it gets one.
+leaves_nothing() {
+	local before left try
+	before=$(state)
+	"$@"
+	for try in {1..50}; do
+		left=$(comm -13 <(echo "$before") <(state))
+		[[ -z $left ]] && return 0
+		sleep 0.2
+	done
+	echo "left behind:" >&2
+	echo "$left" >&2
+	return 1
+}
+
 # generated: the files that `go generate` writes, with their contents' hashes.
 generated() {
 	find bpf test -name '*_bpfel.go' -o -name '*_bpfel.o' | sort | xargs -r sha256sum
@@ -108,7 +135,10 @@ lane_root() {
 	need_root
 	# -p 1: packages share this machine's cgroups, its CPUs and perf events. -count=1: a cached result says nothing about
 	# this kernel.
-	tagged root | grep -v '/test/e2e$' | CGO_ENABLED=0 xargs "$GO" test -tags root -p 1 -count=1 -timeout "$((budget[root] - 20))s"
+	local packages
+	packages=$(tagged root | grep -v '/test/e2e$')
+	# shellcheck disable=SC2086 # one argument per package
+	leaves_nothing env CGO_ENABLED=0 "$GO" test $packages -tags root -p 1 -count=1 -timeout "$((budget[root] - 20))s"
 }
 
 lane_browser() {
@@ -117,14 +147,14 @@ lane_browser() {
 
 lane_e2e() {
 	need_root
-	CGO_ENABLED=0 "$GO" test -tags root -p 1 -count=1 -timeout "$((budget[e2e] - 20))s" ./test/e2e
+	leaves_nothing env CGO_ENABLED=0 "$GO" test -tags root -count=1 -timeout "$((budget[e2e] - 20))s" ./test/e2e
 }
 
 lane_demo() {
 	need_root
 	local n
 	for n in 1 2; do
-		DEMO_SECONDS=20 make demo
+		leaves_nothing env DEMO_SECONDS=20 make demo
 	done
 }
 
