@@ -138,7 +138,7 @@ lane_root() {
 	local packages
 	packages=$(tagged root | grep -v '/test/e2e$')
 	# shellcheck disable=SC2086 # one argument per package
-	leaves_nothing env CGO_ENABLED=0 "$GO" test $packages -tags root -p 1 -count=1 -timeout "$((budget[root] - 20))s"
+	leaves_nothing env CGO_ENABLED=0 "$GO" test -tags root -p 1 -count=1 -timeout "$((budget[root] - 20))s" $packages
 }
 
 lane_browser() {
