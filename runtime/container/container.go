@@ -26,6 +26,8 @@ type Container struct {
 	Pod Pod
 	// KubernetesContainer is the container's name inside its pod spec.
 	KubernetesContainer string
+	// Sandbox marks a pod's pause container: told only so that nobody takes it for a container. It is never profiled.
+	Sandbox bool
 	// Labels are the container's own labels with those of its image, Annotations those of its OCI spec.
 	Labels, Annotations map[string]string
 	// Env holds only the variables that may name a service: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
@@ -72,9 +74,12 @@ const (
 	// Gone: the container's last process has ended or its record was deleted. CgroupID 0 means "whichever generation
 	// is current".
 	Gone
-	// Synced: this source has told everything that existed when it connected. What it told in an earlier connection and
-	// not again since is gone (a runtime's restart swallows exit events). Container is empty.
+	// Synced: this source has told everything that existed since its last Syncing. What it told before that and not again
+	// since is gone (a runtime's restart swallows exit events), unless another source told it. Container is empty.
 	Synced
+	// Syncing: this source begins to tell everything that exists, because it has connected (again) or reconciles. Upserts
+	// and Gones of its event stream may come in between. Without a Syncing, Synced makes nothing gone. Container is empty.
+	Syncing
 )
 
 func (t EventType) String() string {
@@ -85,6 +90,8 @@ func (t EventType) String() string {
 		return "gone"
 	case Synced:
 		return "synced"
+	case Syncing:
+		return "syncing"
 	}
 	return "unknown"
 }
@@ -95,7 +102,11 @@ type Event struct {
 	Source string // the Name of the source that speaks
 	// Complete means the source has nothing more to add to this container: its names and labels are final for now. A
 	// container without it is in scope provisionally.
-	Complete  bool
+	Complete bool
+	// Inferred means the source concluded this from a cgroup's name alone, which whoever may make cgroups can choose. What a
+	// runtime said outranks it: an inferred Upsert never moves a known container to another cgroup. An inferred Gone is the
+	// kernel's word: that cgroup no longer exists.
+	Inferred  bool
 	Container Container
 	At        time.Time // when the source learned it
 }
@@ -104,8 +115,8 @@ type Event struct {
 type Source interface {
 	// Name is short and stable: it is the value of the metric's label "source" and of the log key "source".
 	Name() string
-	// Run blocks until ctx ends. It first emits what already exists, then Synced, then changes as they come; after a lost
-	// connection it reconnects with back-off and does the same again. emit is registry.Apply: it returns when the scope is
+	// Run blocks until ctx ends. It first emits Syncing, what already exists, and Synced, then changes as they come; after a
+	// lost connection it reconnects with back-off and does the same again. emit is registry.Apply: it returns when the scope is
 	// in the kernel, within about a millisecond, and may be called from any goroutine. Run returns ctx.Err(), or an error
 	// that no retry can mend.
 	Run(ctx context.Context, emit func(Event)) error
