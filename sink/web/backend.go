@@ -9,7 +9,7 @@ import (
 	"github.com/google/pprof/profile"
 )
 
-// Backend is what the pages and the API need of the agent. All methods may be called from many goroutines at once.
+// Backend is what the pages and the API need of the agent, besides its store. All methods may be called from many goroutines at once.
 type Backend interface {
 	// Containers lists what the registry knows, sorted by name, containers gone less than two windows ago included.
 	Containers(ctx context.Context) ([]Container, error)

@@ -4,12 +4,12 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
 
 	"github.com/stoker-profiler/stoker/sink"
+	"github.com/stoker-profiler/stoker/sink/store"
 )
 
 // Limits of what a request may say. They keep a mistyped or hostile request from costing more than its own parsing.
@@ -20,13 +20,13 @@ const (
 	defaultRange    = "now-15m"
 )
 
-// matcher is one label condition as a request spells it, before the store sees it.
+// matcher is one label condition, as it was written and as the store takes it.
 type matcher struct {
-	Name, Value string
-	Op          string // "=", "!=", "=~", "!~"
+	text string
+	m    store.Matcher
 }
 
-func (m matcher) String() string { return m.Name + m.Op + m.Value }
+func (m matcher) String() string { return m.text }
 
 // selection is what most requests ask for: a range of time, a profile type, and which series.
 type selection struct {
@@ -97,39 +97,17 @@ func first(q url.Values, names ...string) string {
 	return ""
 }
 
-var labelName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
-
-// parseMatcher reads k=v, k!=v, k=~re or k!~re. The value is taken as it stands: no quotes, no escapes. A regular
-// expression must match the whole value, as in Prometheus.
+// parseMatcher reads k=v, k!=v, k=~re or k!~re. A regular expression must match the whole value, as in Prometheus.
 func parseMatcher(s string) (matcher, error) {
-	const remedy = `write name=value, name!=value, name=~regexp or name!~regexp`
+	const remedy = "write label=value, label!=value, label=~regexp or label!~regexp"
 	if len(s) > maxMatcherBytes {
 		return matcher{}, badRequest(remedy, "a label condition has %d bytes; at most %d are taken", len(s), maxMatcherBytes)
 	}
-	i := strings.IndexAny(s, "=!")
-	if i < 0 {
-		return matcher{}, badRequest(remedy, "label condition %q has no operator", s)
+	m, err := store.ParseMatcher(s)
+	if err != nil {
+		return matcher{}, badRequest(remedy, "%v", err)
 	}
-	m := matcher{Name: strings.TrimSpace(s[:i])}
-	rest := s[i:]
-	for _, op := range []string{"=~", "!~", "!=", "="} {
-		if strings.HasPrefix(rest, op) {
-			m.Op, m.Value = op, rest[len(op):]
-			break
-		}
-	}
-	switch {
-	case m.Op == "":
-		return matcher{}, badRequest(remedy, "label condition %q has no operator", s)
-	case !labelName.MatchString(m.Name):
-		return matcher{}, badRequest("label names are letters, digits and _, and do not start with a digit", "label condition %q: %q is not a label name", s, m.Name)
-	}
-	if m.Op == "=~" || m.Op == "!~" {
-		if _, err := regexp.Compile("^(?:" + m.Value + ")$"); err != nil {
-			return matcher{}, badRequest("mend the regular expression (RE2 syntax)", "label condition %q: %v", s, err)
-		}
-	}
-	return m, nil
+	return matcher{s, m}, nil
 }
 
 // Instants outside these years are mistakes, and their nanoseconds would not fit an int64.

@@ -1,0 +1,425 @@
+package web
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/google/pprof/profile"
+
+	"github.com/stoker-profiler/stoker/sink"
+	"github.com/stoker-profiler/stoker/sink/file"
+	"github.com/stoker-profiler/stoker/sink/pprof"
+	"github.com/stoker-profiler/stoker/sink/store"
+)
+
+const (
+	maxSeries    = 2000 // series in one answer; the largest stay
+	maxFunctions = 1000 // rows of a table of functions
+	maxNodes     = 4096 // of a flame graph in the page; a phone must draw it
+	maxValues    = 1000 // values of one label
+)
+
+// merged is the sum of a selection's profiles.
+type merged struct {
+	profile  *profile.Profile // of the selected type; without samples where nothing matched
+	profiles int
+	from, to time.Time // what the profiles cover; both zero where nothing matched
+	damaged  int       // profiles that could not be read
+	reason   error     // why, for the first of them
+}
+
+// query is the selection as the store takes it.
+func (s *server) query(ctx context.Context, sel selection) store.Query {
+	q := store.Query{From: sel.From, To: sel.To, Type: sel.Type}
+	for _, m := range sel.Match {
+		q.Match = append(q.Match, m.m)
+	}
+	if sel.Container != "" {
+		// The registry knows prefixes; the store, what is gone since.
+		q.ContainerID = sel.Container
+		if c, ok := s.container(ctx, sel.Container); ok {
+			q.ContainerID = c.ID
+		}
+	}
+	return q
+}
+
+// merge adds the selection's profiles up, one at a time. It needs a slot of s.heavy.
+func (s *server) merge(ctx context.Context, sel selection) (*merged, error) {
+	var (
+		m     pprof.Merger
+		out   merged
+		bytes int64
+	)
+	for p, err := range s.store.Select(ctx, s.query(ctx, sel)) {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("read the store: %w", ctx.Err())
+		}
+		if err != nil {
+			out.unreadable(err)
+			continue
+		}
+		if bytes += int64(len(p.Pprof)); bytes > s.cfg.MaxMergeBytes {
+			return nil, &Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the selection has more than %d MiB of profiles", s.cfg.MaxMergeBytes>>20),
+				Remedy: "choose a shorter range, one container or a label; or use stoker query on the node"}
+		}
+		if err := m.Add(p.Pprof); err != nil {
+			if errors.Is(err, pprof.ErrTooLarge) {
+				return nil, &Error{Status: http.StatusRequestEntityTooLarge, Message: err.Error(), Remedy: "choose a shorter range, one container or a label"}
+			}
+			out.unreadable(fmt.Errorf("profile of %s at %s: %w", p.ContainerID, p.Start.UTC().Format(time.RFC3339), err))
+			continue
+		}
+		if out.from.IsZero() || p.Start.Before(out.from) {
+			out.from = p.Start
+		}
+		if p.End.After(out.to) {
+			out.to = p.End
+		}
+	}
+	var err error
+	if out.profiles = m.Len(); out.profiles > 0 {
+		out.profile, err = m.Profile()
+		return &out, err
+	}
+	if out.damaged > 0 {
+		return nil, fmt.Errorf("read the store: %w", out.reason)
+	}
+	out.profile, err = empty(sink.Type{Name: sel.Type, Samples: sink.CPU.Samples, Period: sink.CPU.Period}, sel)
+	return &out, err
+}
+
+// unreadable notes a profile that is damaged: the others are still worth seeing, and the answer says that one is missing.
+func (m *merged) unreadable(err error) {
+	if m.damaged++; m.reason == nil {
+		m.reason = err
+	}
+}
+
+// empty is a valid profile without samples: what was asked for, and nothing in it.
+func empty(t sink.Type, sel selection) (*profile.Profile, error) {
+	p := &profile.Profile{TimeNanos: sel.From.UnixNano(), DurationNanos: int64(sel.To.Sub(sel.From)), PeriodType: &profile.ValueType{Type: t.Period.Type, Unit: t.Period.Unit}}
+	for _, v := range t.Samples {
+		p.SampleType = append(p.SampleType, &profile.ValueType{Type: v.Type, Unit: v.Unit})
+	}
+	return p, p.CheckValid()
+}
+
+func encodeProfile(p *profile.Profile) ([]byte, error) {
+	if p == nil {
+		return nil, errors.New("there is no profile")
+	}
+	return pprof.Encode(p)
+}
+
+// formats are the values of the parameter format.
+func formats() []string {
+	return []string{"pprof", "html", "svg", "folded", "speedscope", "text", "json", "top"}
+}
+
+// ProfileView is the answer of GET /api/v1/profile?format=json, and of format=top without the tree.
+type ProfileView struct {
+	FromMS int64 `json:"from_ms"`
+	ToMS   int64 `json:"to_ms"`
+	// CoveredFromMS and CoveredToMS are what the profiles really cover: older ones are kept in pieces of minutes, later hours.
+	CoveredFromMS int64 `json:"covered_from_ms,omitempty"`
+	CoveredToMS   int64 `json:"covered_to_ms,omitempty"`
+	Profiles      int   `json:"profiles"`
+	// Unreadable profiles are damaged and not in the sum; UnreadableReason is the first one's.
+	Unreadable       int             `json:"unreadable,omitempty"`
+	UnreadableReason string          `json:"unreadable_reason,omitempty"`
+	SampleType       string          `json:"sample_type"`
+	Unit             string          `json:"unit"`
+	Total            int64           `json:"total"`
+	Functions        []file.Function `json:"functions"` // the largest flat first, at most 1000
+	Tree             *file.Tree      `json:"tree,omitempty"`
+}
+
+func (s *server) profile(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	sel, err := parseSelection(q, "", s.cfg.Now())
+	if err != nil {
+		return err
+	}
+	format := cmp.Or(q.Get("format"), "pprof")
+	if !slices.Contains(formats(), format) {
+		return badRequest("use one of "+strings.Join(formats(), ", "), "there is no format %q", clip(format, 50))
+	}
+	leave, err := s.heavy.enter(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
+	defer cancel()
+	m, err := s.merge(ctx, sel)
+	if err != nil {
+		return err
+	}
+	if format == "json" || format == "top" {
+		v, err := view(sel, m, format == "json")
+		if err != nil {
+			return err
+		}
+		writeJSON(w, http.StatusOK, v)
+		return nil
+	}
+	f, err := file.ParseFormat(format)
+	if err != nil {
+		return badRequest("use one of "+strings.Join(formats(), ", "), "%v", err)
+	}
+	if m.profiles == 0 && f != file.Pprof {
+		return &Error{Status: http.StatusNotFound, Message: "there are no profiles in this selection", Remedy: "choose a longer range, or fewer conditions"}
+	}
+	var buf bytes.Buffer
+	if err := file.Write(&buf, f, m.profile, file.Options{Title: s.title(ctx, sel)}); err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", f.ContentType())
+	w.Header().Set("Content-Disposition", `attachment; filename="stoker`+f.Ending()+`"`)
+	// Opened instead of saved, an exported page runs in an origin of its own and cannot read the API.
+	w.Header().Set("Content-Security-Policy", "sandbox; default-src 'none'")
+	w.Header().Set("Content-Length", strconv.Itoa(buf.Len()))
+	_, _ = w.Write(buf.Bytes()) // an error means that the client is gone
+	return nil
+}
+
+func view(sel selection, m *merged, tree bool) (*ProfileView, error) {
+	st := m.profile.SampleType[0]
+	v := &ProfileView{FromMS: sel.From.UnixMilli(), ToMS: sel.To.UnixMilli(), Profiles: m.profiles, SampleType: st.Type, Unit: st.Unit}
+	if v.Unreadable = m.damaged; m.reason != nil {
+		v.UnreadableReason = m.reason.Error()
+	}
+	if m.profiles > 0 {
+		v.CoveredFromMS, v.CoveredToMS = m.from.UnixMilli(), m.to.UnixMilli()
+	}
+	v.Functions, v.Total = file.Top(m.profile, 0)
+	v.Functions = append([]file.Function{}, v.Functions[:min(len(v.Functions), maxFunctions)]...)
+	if tree {
+		t, err := file.Build(m.profile, 0, maxNodes)
+		if err != nil {
+			return nil, err
+		}
+		v.Tree = t
+	}
+	return v, nil
+}
+
+// SeriesAnswer is the answer of GET /api/v1/series: CPU over time, on a common grid that starts at StartMS.
+type SeriesAnswer struct {
+	FromMS  int64    `json:"from_ms"`
+	ToMS    int64    `json:"to_ms"`
+	StartMS int64    `json:"start_ms"`
+	StepMS  int64    `json:"step_ms"`
+	Series  []Series `json:"series"` // the largest first
+	Omitted int      `json:"omitted,omitempty"`
+}
+
+// Series is one container's CPU over time.
+type Series struct {
+	ContainerID string      `json:"container_id"`
+	Name        string      `json:"name"`
+	Labels      sink.Labels `json:"labels"`
+	TotalNS     int64       `json:"total_ns"`
+	// Cores holds CPU seconds per second, one value for each step.
+	Cores []float64 `json:"cores"`
+}
+
+func (s *server) series(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	now := s.cfg.Now()
+	sel, err := parseSelection(q, "", now)
+	if err != nil {
+		return err
+	}
+	step, err := parseStep(q, sel, s.cfg.Window)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
+	defer cancel()
+	start := sel.From.Truncate(step)
+	query := s.query(ctx, sel)
+	query.From = start
+	list, err := s.store.Series(ctx, query, step)
+	if err != nil {
+		return fmt.Errorf("read the store: %w", err)
+	}
+	n := int((sel.To.Sub(start) + step - 1) / step)
+	out := SeriesAnswer{FromMS: sel.From.UnixMilli(), ToMS: sel.To.UnixMilli(), StartMS: start.UnixMilli(), StepMS: step.Milliseconds(), Series: []Series{}}
+	// The last step has only begun: its value is what was counted by the end of the last window, per second until then.
+	written := now
+	if t, err := s.backend.Top(ctx); err == nil && !t.WindowEnd.IsZero() {
+		written = t.WindowEnd
+	}
+	for _, x := range list {
+		one := Series{ContainerID: x.ContainerID, Name: seriesName(x.Labels), Labels: x.Labels, Cores: make([]float64, n)}
+		for _, p := range x.Points {
+			i := int(p.T.Sub(start) / step)
+			if i < 0 || i >= n {
+				continue
+			}
+			one.TotalNS += p.V
+			length := step
+			if end := start.Add(time.Duration(i+1) * step); end.After(written) {
+				if seen := written.Sub(end.Add(-step)); seen >= step/4 {
+					length = seen
+				}
+			}
+			one.Cores[i] += math.Round(float64(p.V)/float64(length)*1e5) / 1e5
+		}
+		out.Series = append(out.Series, one)
+	}
+	slices.SortStableFunc(out.Series, func(a, b Series) int {
+		return cmp.Or(cmp.Compare(b.TotalNS, a.TotalNS), cmp.Compare(a.Name, b.Name), cmp.Compare(a.ContainerID, b.ContainerID))
+	})
+	if len(out.Series) > maxSeries {
+		out.Omitted = len(out.Series) - maxSeries
+		out.Series = out.Series[:maxSeries]
+	}
+	writeJSON(w, http.StatusOK, out)
+	return nil
+}
+
+// seriesName is what people call the container of a series.
+func seriesName(l sink.Labels) string {
+	if l["pod"] != "" {
+		return l["pod"] + "/" + cmp.Or(l["container"], l["container_name"])
+	}
+	return cmp.Or(l["container_name"], l["systemd_unit"], l["service_name"])
+}
+
+// LabelsAnswer is the answer of GET /api/v1/labels.
+type LabelsAnswer struct {
+	Labels map[string][]string `json:"labels"` // sorted, at most 1000 values each
+}
+
+func (s *server) labels(w http.ResponseWriter, r *http.Request) error {
+	sel, err := parseSelection(r.URL.Query(), "", s.cfg.Now())
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
+	defer cancel()
+	labels, err := s.store.Labels(ctx, s.query(ctx, sel))
+	if err != nil {
+		return fmt.Errorf("read the store: %w", err)
+	}
+	out := LabelsAnswer{Labels: map[string][]string{}}
+	for name, values := range labels {
+		out.Labels[name] = values[:min(len(values), maxValues)]
+	}
+	writeJSON(w, http.StatusOK, out)
+	return nil
+}
+
+// DiffAnswer is the answer of GET /api/v1/diff: left is the base, right what is compared with it.
+type DiffAnswer struct {
+	SampleType string         `json:"sample_type"`
+	Unit       string         `json:"unit"`
+	Left       *ProfileView   `json:"left"`
+	Right      *ProfileView   `json:"right"`
+	Functions  []DiffFunction `json:"functions"` // the largest change of the share first, at most 1000
+	Tree       *file.Tree     `json:"tree"`      // total and self of the right side, baseTotal and baseSelf of the left
+}
+
+// DiffFunction is one function on both sides.
+type DiffFunction struct {
+	Name      string `json:"name"`
+	Module    string `json:"module,omitempty"`
+	LeftFlat  int64  `json:"left_flat"`
+	LeftCum   int64  `json:"left_cum"`
+	RightFlat int64  `json:"right_flat"`
+	RightCum  int64  `json:"right_cum"`
+}
+
+func (s *server) diff(w http.ResponseWriter, r *http.Request) error {
+	q := r.URL.Query()
+	now := s.cfg.Now()
+	left, err := parseSelection(q, "left_", now)
+	if err != nil {
+		return err
+	}
+	right, err := parseSelection(q, "right_", now)
+	if err != nil {
+		return err
+	}
+	sides := q.Get("sides") == "1"
+	leave, err := s.heavy.enter(r.Context())
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
+	defer cancel()
+	a, err := s.merge(ctx, left)
+	if err != nil {
+		return fmt.Errorf("left: %w", err)
+	}
+	b, err := s.merge(ctx, right)
+	if err != nil {
+		return fmt.Errorf("right: %w", err)
+	}
+	out := DiffAnswer{SampleType: b.profile.SampleType[0].Type, Unit: b.profile.SampleType[0].Unit}
+	if out.Left, err = view(left, a, sides); err != nil {
+		return err
+	}
+	if out.Right, err = view(right, b, sides); err != nil {
+		return err
+	}
+	if out.Tree, err = file.BuildDiff(a.profile, b.profile, 0, maxNodes); err != nil {
+		return err
+	}
+	out.Functions = diffFunctions(a.profile, b.profile)
+	writeJSON(w, http.StatusOK, out)
+	return nil
+}
+
+func diffFunctions(a, b *profile.Profile) []DiffFunction {
+	left, leftTotal := file.Top(a, 0)
+	right, rightTotal := file.Top(b, 0)
+	type key struct{ name, module string }
+	index := map[key]int{}
+	out := []DiffFunction{}
+	at := func(f file.Function) *DiffFunction {
+		k := key{f.Name, f.Module}
+		i, ok := index[k]
+		if !ok {
+			i = len(out)
+			index[k] = i
+			out = append(out, DiffFunction{Name: f.Name, Module: f.Module})
+		}
+		return &out[i]
+	}
+	for _, f := range left {
+		d := at(f)
+		d.LeftFlat, d.LeftCum = f.Flat, f.Cum
+	}
+	for _, f := range right {
+		d := at(f)
+		d.RightFlat, d.RightCum = f.Flat, f.Cum
+	}
+	change := func(f DiffFunction) float64 {
+		var l, r float64
+		if leftTotal > 0 {
+			l = float64(f.LeftFlat) / float64(leftTotal)
+		}
+		if rightTotal > 0 {
+			r = float64(f.RightFlat) / float64(rightTotal)
+		}
+		return math.Abs(r - l)
+	}
+	slices.SortStableFunc(out, func(a, b DiffFunction) int {
+		return cmp.Or(cmp.Compare(change(b), change(a)), cmp.Compare(b.RightCum+b.LeftCum, a.RightCum+a.LeftCum), cmp.Compare(a.Name, b.Name))
+	})
+	return out[:min(len(out), maxFunctions)]
+}
