@@ -105,7 +105,9 @@ struct css_set {
 struct signal_struct {
 	atomic_t live; /* threads that have not exited */
 };
-struct mm_struct;
+struct mm_struct {
+	unsigned long exec_vm; /* pages that are executable and not writable */
+};
 struct task_struct {
 	unsigned int flags;
 	int pid;

@@ -44,7 +44,7 @@ enum outcome {
 
 /* Things worth counting that are no sample's outcome. */
 enum event {
-	EVENT_EXEC_LOST,    /* an exec or exit record did not fit in the ring: user space re-lists */
+	EVENT_EXEC_LOST,    /* an exec, exit or maps record did not fit in the ring: user space looks itself */
 	EVENT_HINTS_LOST,   /* build ids of a first stack did not fit */
 	EVENT_PROCESS_FULL, /* the process table is full: this process gets no hints and no epochs */
 	EVENT_SEEN_FULL,    /* seen could not take a key: its stack will be sent again */
@@ -99,13 +99,14 @@ enum record_type {
 	RECORD_HINTS = 2, /* precedes the first stack of a process */
 	RECORD_EXEC = 3,
 	RECORD_EXIT = 4,
+	RECORD_MAPS = 5, /* the process has more or fewer executable pages than at its last sample */
 };
 
 /* What the ring carries. Every record begins with this header; n counts what follows it. */
 struct record {
 	u32 type;
 	u32 n;
-	struct stack_key key; /* EXEC, EXIT, HINTS: hash, context are 0 */
+	struct stack_key key; /* all but STACK: hash and context are 0 */
 };
 
 struct stack_record {
@@ -145,7 +146,8 @@ struct process {
 	u64 start_boottime;
 	u64 exec_id;
 	u32 epoch;
-	u32 unwinder; /* slot to begin with; 0: the first */
+	u32 unwinder;   /* slot to begin with; 0: the first */
+	u64 exec_pages; /* mm->exec_vm at the last sample: it changes with dlopen and dlclose */
 };
 
 struct scope_state {

@@ -84,6 +84,7 @@ type bpfProcess struct {
 	ExecId        uint64
 	Epoch         uint32
 	Unwinder      uint32
+	ExecPages     uint64
 }
 
 type bpfRecord struct {
@@ -100,6 +101,7 @@ const (
 	bpfRecordTypeRECORD_HINTS bpfRecordType = 2
 	bpfRecordTypeRECORD_EXEC  bpfRecordType = 3
 	bpfRecordTypeRECORD_EXIT  bpfRecordType = 4
+	bpfRecordTypeRECORD_MAPS  bpfRecordType = 5
 )
 
 type bpfRestKey struct {

@@ -49,7 +49,17 @@ var workloads = map[string]func(){
 			}
 		}
 	},
-	"brief":  func() { spin() },
+	"brief": func() { spin() },
+	"maps": func() { // one more executable page, twice a second
+		for {
+			for deadline := time.Now().Add(500 * time.Millisecond); time.Now().Before(deadline); {
+				spin()
+			}
+			if _, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+				return
+			}
+		}
+	},
 	"stacks": func() { deep(uint64(os.Getpid())) },
 }
 
@@ -199,18 +209,20 @@ type collector struct {
 	execs     map[process.ID]uint32
 	exits     map[process.ID]bool
 	again     int
+	maps      map[process.ID]int
 }
 
 func newCollector() *collector {
 	return &collector{
 		stacks: map[unwind.Key]unwind.Stack{}, forgotten: map[unwind.Key]bool{}, n: map[uint32]uint64{}, weight: map[uint32]uint64{},
 		byPID: map[uint32]uint64{}, counts: map[unwind.Key]uint64{}, rest: map[uint32]uint64{},
-		execs: map[process.ID]uint32{}, exits: map[process.ID]bool{},
+		execs: map[process.ID]uint32{}, exits: map[process.ID]bool{}, maps: map[process.ID]int{},
 	}
 }
 
 func (c *collector) Exec(id process.ID, scope uint32) { c.locked(func() { c.execs[id] = scope }) }
 func (c *collector) Exit(id process.ID)               { c.locked(func() { c.exits[id] = true }) }
+func (c *collector) MapsChanged(id process.ID)        { c.locked(func() { c.maps[id]++ }) }
 func (c *collector) ProcessesLost()                   { c.locked(func() { c.lost++ }) }
 func (c *collector) Forget(k unwind.Key)              { c.locked(func() { delete(c.stacks, k) }) }
 func (c *collector) Stack(s unwind.Stack) {
@@ -467,6 +479,24 @@ func TestExecAndExitAreTold(t *testing.T) {
 	}
 	if execs != 1 || exits != 1 {
 		t.Errorf("%d execs, %d exits of pid %d, want one each", execs, exits, pid)
+	}
+}
+
+func TestChangedMappingsAreTold(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "maps")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 199}, 300*time.Millisecond)
+	mustAdd(t, s, id, 1)
+	cmd := start(t, dir, "maps")
+	sleep(2200 * time.Millisecond)
+	checkProtocol(t, c, stop())
+	var told int
+	for p, n := range c.maps {
+		if p.PID == uint32(cmd.Process.Pid) {
+			told += n
+		}
+	}
+	if told < 2 || told > 6 {
+		t.Errorf("told %d times of about 4 changes", told)
 	}
 }
 

@@ -41,7 +41,7 @@ func parseRecord(b []byte) (record, error) {
 	r := record{typ: bpfRecordType(binary.LittleEndian.Uint32(b)), key: parseKey(b[8:])}
 	body := b[recordBytes:]
 	switch r.typ {
-	case bpfRecordTypeRECORD_EXEC, bpfRecordTypeRECORD_EXIT:
+	case bpfRecordTypeRECORD_EXEC, bpfRecordTypeRECORD_EXIT, bpfRecordTypeRECORD_MAPS:
 		return r, nil
 	case bpfRecordTypeRECORD_STACK:
 		if n > maxFrames || len(body) < n*frameBytes {

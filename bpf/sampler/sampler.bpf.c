@@ -34,17 +34,31 @@ static __always_inline void process__key(struct task_struct *task, u32 scope, st
 	key->scope = scope;
 }
 
-/* Completes the key with the epoch of the mappings and picks the first unwinder; true when the process is new to us. */
-static __always_inline bool process__identify(struct stack_key *key, u32 *unwinder)
+/* P1. Says something of a process in scope; when the ring is full a counter tells user space to look for itself. */
+static __always_inline void process__tell(u32 type, struct stack_key *key)
 {
+	struct record r = { .type = type, .key = *key };
+	if (bpf_ringbuf_output(&stacks, &r, sizeof(r), BPF_RB_FORCE_WAKEUP))
+		counters__event(ORIGIN_CPU, EVENT_EXEC_LOST);
+}
+
+/* Completes the key with the epoch of the mappings and picks the first unwinder; true when the process is new to us. */
+static __always_inline bool process__identify(struct task_struct *task, struct stack_key *key, u32 *unwinder)
+{
+	u64 pages = BPF_CORE_READ(task, mm, exec_vm); /* 0 without an mm */
 	struct process *p = bpf_map_lookup_elem(&processes, &key->pid);
 	if (p && p->start_boottime == key->start_boottime && p->exec_id == key->exec_id) {
 		key->epoch = p->epoch;
 		if (p->unwinder)
 			*unwinder = p->unwinder;
+		if (p->exec_pages != pages) {
+			if (p->exec_pages) /* 0: no sample yet since the exec */
+				process__tell(RECORD_MAPS, key);
+			p->exec_pages = pages;
+		}
 		return false;
 	}
-	struct process fresh = { .start_boottime = key->start_boottime, .exec_id = key->exec_id };
+	struct process fresh = { .start_boottime = key->start_boottime, .exec_id = key->exec_id, .exec_pages = pages };
 	if (bpf_map_update_elem(&processes, &key->pid, &fresh, BPF_ANY)) {
 		counters__event(key->origin, EVENT_PROCESS_FULL);
 		return false; /* never drop a sample because its process is unknown */
@@ -134,7 +148,7 @@ int sample(struct bpf_perf_event_data *ctx)
 	process__key(task, scope.id, key);
 	key->origin = ORIGIN_CPU;
 	u32 unwinder = 1;
-	bool fresh = process__identify(key, &unwinder);
+	bool fresh = process__identify(task, key, &unwinder);
 
 	bpf_user_pt_regs_t regs;
 	if (regs__user_mode(&ctx->regs)) {
@@ -157,26 +171,25 @@ int sample(struct bpf_perf_event_data *ctx)
 	return unwind__next(ctx, st, unwinder);
 }
 
-/* P1. A record of a process in scope; when the ring is full a counter tells user space to list processes again. */
-static __always_inline void process__announce(struct task_struct *task, u32 type, bool forget)
+/* Tells of the current process, if it is in scope. */
+static __always_inline void process__announce(struct task_struct *task, u32 type)
 {
 	struct scope scope = scope__of(task);
 	if (!scope.id)
 		return;
-	struct record r = { .type = type };
-	process__key(task, scope.id, &r.key);
-	if (!forget) {
-		struct process p = { .start_boottime = r.key.start_boottime, .exec_id = r.key.exec_id };
-		bpf_map_update_elem(&processes, &r.key.pid, &p, BPF_EXIST); /* the first sample makes the entry */
+	struct stack_key key;
+	process__key(task, scope.id, &key);
+	if (type == RECORD_EXEC) { /* the first sample makes the entry; here the old program's is made void */
+		struct process p = { .start_boottime = key.start_boottime, .exec_id = key.exec_id };
+		bpf_map_update_elem(&processes, &key.pid, &p, BPF_EXIST);
 	}
-	if (bpf_ringbuf_output(&stacks, &r, sizeof(r), BPF_RB_FORCE_WAKEUP))
-		counters__event(ORIGIN_CPU, EVENT_EXEC_LOST);
+	process__tell(type, &key);
 }
 
 SEC("tp_btf/sched_process_exec")
 int process_exec(u64 *ctx)
 {
-	process__announce(bpf_get_current_task_btf(), RECORD_EXEC, false);
+	process__announce(bpf_get_current_task_btf(), RECORD_EXEC);
 	return 0;
 }
 
@@ -185,6 +198,6 @@ int process_exit(u64 *ctx)
 {
 	struct task_struct *task = bpf_get_current_task_btf();
 	if (BPF_CORE_READ(task, signal, live.counter) == 0) /* do_exit() has counted us out already: we were the last thread */
-		process__announce(task, RECORD_EXIT, true);
+		process__announce(task, RECORD_EXIT);
 	return 0;
 }

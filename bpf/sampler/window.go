@@ -51,6 +51,8 @@ type Handler interface {
 	// Exec: a process in scope has a new program. Exit: its last thread is ending.
 	Exec(id process.ID, scope uint32)
 	Exit(id process.ID)
+	// MapsChanged: the process has more or fewer executable pages than before. Whoever finds its mappings changed raises its epoch.
+	MapsChanged(id process.ID)
 	// Stack: a stack that was not sent before, or again after its epoch or scope changed. The handler keeps it.
 	Stack(unwind.Stack)
 	// ProcessesLost: exec or exit records did not fit in the ring; whoever needs them lists processes again.
@@ -219,6 +221,8 @@ func (s *Sampler) handle(raw []byte, h Handler) {
 	case bpfRecordTypeRECORD_EXIT:
 		w.exited[r.key.Process] = w.seq
 		h.Exit(r.key.Process)
+	case bpfRecordTypeRECORD_MAPS:
+		h.MapsChanged(r.key.Process)
 	case bpfRecordTypeRECORD_HINTS:
 		w.pending[r.key.Process] = r.hints
 	case bpfRecordTypeRECORD_STACK:
