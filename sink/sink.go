@@ -119,6 +119,9 @@ type Result struct {
 	Outcome Outcome
 	Reason  string        // for people: what came back and what to do; empty when delivered
 	After   time.Duration // Retry only: the earliest next try; 0 lets the caller's back-off decide
+	// Suspect, Retry only: the fault may lie in this very profile (a Pyroscope server answers 500 to a pprof that it cannot
+	// decode, as it does when it is ill). The caller gives up on a profile that stays suspect while others are taken.
+	Suspect bool
 }
 
 // Uploader sends stored profiles to a server. It keeps no queue: the store is the queue.
