@@ -243,6 +243,18 @@ func TestDiffSaysWhatNeedsARestart(t *testing.T) {
 		fmt.Fprintf(&got, "%s: %q → %q live=%t\n", c.Key, c.Old, c.New, c.Live)
 	}
 	golden(t, "diff.txt", got.String())
+	merged := before
+	merged.TakeLive(after)
+	for _, c := range Diff(before, merged) {
+		if !c.Live {
+			t.Errorf("TakeLive took %s", c.Key)
+		}
+	}
+	for _, c := range Diff(merged, after) {
+		if c.Live {
+			t.Errorf("TakeLive left %s", c.Key)
+		}
+	}
 	if d := Diff(before, before); d != nil {
 		t.Errorf("a configuration differs from itself: %v", d)
 	}

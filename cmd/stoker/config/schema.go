@@ -83,7 +83,7 @@ func formOf(t reflect.Type) string {
 	case stringsType:
 		return "list"
 	case mapType:
-		return "name=value,…"
+		return "name=value,..."
 	}
 	switch t.Kind() {
 	case reflect.Int:

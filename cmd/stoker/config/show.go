@@ -17,6 +17,9 @@ type Value struct {
 	Origin Origin `json:"origin"`
 	// Live: a running agent takes a new value on SIGHUP.
 	Live bool `json:"live"`
+	// Env is the variable that sets the key, Help says what it does; empty for an entry of a list.
+	Env  string `json:"env,omitempty"`
+	Help string `json:"help,omitempty"`
 
 	compare string // the value itself where Value hides it
 }
@@ -27,8 +30,14 @@ const hidden = "<hidden>"
 // Values lists every value in the order of Config, secrets hidden. In entries of lists, keys that are not set are left out.
 func (l *Loaded) Values() []Value {
 	values := flatten(l.Config)
+	keys := map[string]Key{}
+	for _, k := range Keys() {
+		keys[k.Path] = k
+	}
 	for i := range values {
-		values[i].Origin = l.Origin(values[i].Key)
+		v := &values[i]
+		v.Origin = l.Origin(v.Key)
+		v.Env, v.Help = keys[v.Key].Env, keys[v.Key].Help
 	}
 	return values
 }
@@ -183,4 +192,18 @@ func Diff(before, after Config) []Change {
 	}
 	slices.SortStableFunc(changes, func(a, b Change) int { return keyOrder(a.Key) - keyOrder(b.Key) })
 	return changes
+}
+
+// TakeLive gives c the values of from that a running agent can take over, and leaves the others.
+func (c *Config) TakeLive(from Config) { takeLive(reflect.ValueOf(c).Elem(), reflect.ValueOf(from)) }
+
+func takeLive(to, from reflect.Value) {
+	for i := range to.NumField() {
+		switch f := to.Field(i); {
+		case to.Type().Field(i).Tag.Get("live") == "true":
+			f.Set(from.Field(i))
+		case f.Kind() == reflect.Struct:
+			takeLive(f, from.Field(i))
+		}
+	}
 }

@@ -202,8 +202,8 @@ func (e *Endpoint) validate(bad func(key, format string, args ...any)) {
 			absolute(bad, f.key, f.path)
 		}
 	}
-	if e.RemoteTimeout < 10*time.Second || e.RemoteTimeout > 10*time.Minute {
-		bad("remote_timeout", "%s is out of range; choose 10s to 10m (a shorter one only makes pushes uncertain that the server took)",
+	if e.RemoteTimeout < time.Second || e.RemoteTimeout > 10*time.Minute {
+		bad("remote_timeout", "%s is out of range; choose 1s to 10m (below 10s pushes become uncertain that the server took)",
 			FormatDuration(e.RemoteTimeout))
 	}
 	oneOf(bad, "uncertain", e.Uncertain, Resend, Keep)
