@@ -129,7 +129,7 @@ func Open(cfg Config) (_ *Sampler, err error) {
 	if err := s.loadUnwinders(spec); err != nil {
 		return nil, err
 	}
-	if err := s.win.open(s); err != nil {
+	if err := s.win.open(s, spec.Maps["window"].InnerMap); err != nil {
 		return nil, err
 	}
 	if s.ring, err = ringbuf.NewReader(s.objs.Stacks); err != nil {

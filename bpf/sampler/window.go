@@ -64,7 +64,8 @@ type Handler interface {
 
 // windows is the part of the sampler that Run's goroutine owns.
 type windows struct {
-	open_    *ebpf.Map // the inner map that the kernel side counts into
+	spec     *ebpf.MapSpec // of a window's map
+	open_    *ebpf.Map     // the inner map that the kernel side counts into
 	start    time.Time
 	boot     time.Duration
 	seq      uint64 // number of the open window; raised at U1
@@ -86,14 +87,15 @@ type known struct {
 	forget        uint64 // evicted: no count can come after this window; 0: not evicted
 }
 
-func (w *windows) open(s *Sampler) error {
+func (w *windows) open(s *Sampler, spec *ebpf.MapSpec) error {
+	w.spec = spec
 	w.pending = map[process.ID][]buildID{}
 	w.known = map[unwind.Key]*known{}
 	w.exited = map[process.ID]uint64{}
 	w.lastRest = map[bpfRestKey]Count{}
 	w.seq = 1
 	w.size = min(minWindowKeys, s.cfg.MaxWindowKeys)
-	m, err := newWindowMap(w.size)
+	m, err := w.newMap(w.size)
 	if err != nil {
 		return err
 	}
@@ -113,8 +115,12 @@ func (w *windows) close() error {
 	return w.open_.Close()
 }
 
-func newWindowMap(entries int) (*ebpf.Map, error) {
-	m, err := ebpf.NewMap(&ebpf.MapSpec{Name: "window", Type: ebpf.Hash, KeySize: 40, ValueSize: 16, MaxEntries: uint32(entries)})
+// newMap makes an inner map like the object's own, type information included: up to 6.1 the kernel refuses one without it, because
+// it compares where a value would have a timer (bpf_map_meta_equal).
+func (w *windows) newMap(entries int) (*ebpf.Map, error) {
+	spec := w.spec.Copy()
+	spec.MaxEntries = uint32(entries)
+	m, err := ebpf.NewMap(spec)
 	if err != nil {
 		return nil, loadError(fmt.Sprintf("make a map for a window of %d stacks", entries), err)
 	}
@@ -248,7 +254,7 @@ func (s *Sampler) endWindow(h Handler) error {
 
 	// U1. The update of an array of maps returns after a grace period: every program that saw the old map has ended.
 	end, bootEnd := time.Now(), boottime()
-	next, err := newWindowMap(w.size)
+	next, err := w.newMap(w.size)
 	if err != nil {
 		return err
 	}
