@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 	"path"
+	"strings"
 
 	"github.com/google/pprof/profile"
 )
@@ -38,10 +39,10 @@ func frames(s *profile.Sample) iter.Seq[frame] {
 func frameOf(l *profile.Location, ln profile.Line) frame {
 	var f frame
 	if l.Mapping != nil {
-		f.module = l.Mapping.File
+		f.module = shorten(l.Mapping.File)
 	}
 	if ln.Function != nil {
-		f.name, f.file = ln.Function.Name, ln.Function.Filename
+		f.name, f.file = shorten(ln.Function.Name), shorten(ln.Function.Filename)
 		f.start = max(0, ln.Function.StartLine)
 	}
 	if f.name == "" {
@@ -52,4 +53,17 @@ func frameOf(l *profile.Location, ln profile.Line) frame {
 		f.name = fmt.Sprintf("%s!0x%x", module, l.Address)
 	}
 	return f
+}
+
+// maxText bounds the strings of a frame, in bytes. Outside of pprof a name is written once for each node that has it: with
+// names as long as a profile may hold, a flame graph would have hundreds of megabytes.
+const maxText = 1000
+
+// shorten takes out the middle of a long string: what comes last, a method's name, matters as much as what comes first.
+func shorten(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	const half = maxText/2 - len("…")
+	return strings.ToValidUTF8(s[:half], "") + "…" + strings.ToValidUTF8(s[len(s)-half:], "")
 }

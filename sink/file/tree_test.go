@@ -2,7 +2,9 @@ package file
 
 import (
 	"encoding/json"
+	"strings"
 	"testing"
+	"unicode/utf8"
 )
 
 // sums holds in every tree.
@@ -134,5 +136,21 @@ func TestEmptyProfile(t *testing.T) {
 	p.Sample = nil
 	for _, e := range endings {
 		write(t, e.format, p, options)
+	}
+}
+
+func TestLongNamesDoNotMultiply(t *testing.T) {
+	b := newProfile()
+	long := strings.Repeat("ä", 30_000)
+	for i := range 300 {
+		b.add(10, [2]string{app, string(rune('a' + i))}, [2]string{long, long})
+	}
+	for _, e := range endings {
+		if n := len(write(t, e.format, b.p, options)); n > 3_000_000 {
+			t.Errorf("%s has %d bytes", e.name, n)
+		}
+	}
+	if s := shorten(long); len(s) > maxText || !utf8.ValidString(s) || !strings.Contains(s, "ä…ä") {
+		t.Errorf("shortened to %d bytes", len(s))
 	}
 }

@@ -100,7 +100,7 @@ type Builder struct {
 	byFunction map[*profile.Function]uint32
 	byMapping  map[*profile.Mapping]uint32
 	// By content.
-	mappingIDs  map[mapping]uint32
+	mappingIDs  map[mappingKey]uint32
 	functionIDs map[function]uint32
 	locationIDs map[string]uint32
 	sampleIDs   map[string]uint32
@@ -109,9 +109,16 @@ type Builder struct {
 	stack []uint32
 }
 
+// mappingKey is what tells files apart. Where a file was mapped differs from process to process, where its code lies in the
+// file does not.
+type mappingKey struct {
+	size, offset  uint64
+	file, buildID string
+}
+
 type mapping struct {
-	start, limit, offset uint64
-	file, buildID        string
+	mappingKey
+	start uint64 // the lowest of those that were seen
 }
 
 type function struct {
@@ -126,7 +133,7 @@ type line struct {
 
 type location struct {
 	mapping uint32
-	address uint64 // relative to the mapping's start in the file: the same in every process
+	address uint64 // relative to the mapping's start: the same in every process
 	folded  bool
 	lines   []line
 	bytes   int // what it takes in an encoded profile, with all that it refers to; about
@@ -141,7 +148,7 @@ type sample struct {
 // 1e9/Hz for the CPU.
 func NewBuilder(t sink.Type, start, end time.Time, period int64) *Builder {
 	b := &Builder{typ: t, start: start, end: end, period: period,
-		mappingIDs: map[mapping]uint32{}, functionIDs: map[function]uint32{},
+		mappingIDs: map[mappingKey]uint32{}, functionIDs: map[function]uint32{},
 		locationIDs: map[string]uint32{}, sampleIDs: map[string]uint32{}}
 	b.forgetIdentity()
 	return b
@@ -216,7 +223,11 @@ func (b *Builder) Counts() Counts { return b.counts }
 // Len is the number of distinct samples so far.
 func (b *Builder) Len() int { return len(b.samples) }
 
-var unknownLocation = &profile.Location{}
+// What stands for a location or a mapping that is not there.
+var (
+	unknownLocation = &profile.Location{}
+	unmapped        = &profile.Mapping{}
+)
 
 func addSaturating(a, b int64) int64 {
 	if a > math.MaxInt64-b {
@@ -262,36 +273,23 @@ func (b *Builder) cut() {
 
 // mark interns a frame that stands for something that is no code.
 func (b *Builder) mark(name string) uint32 {
-	m := b.internMapping(mapping{file: Unmapped})
+	m := b.internMapping(mapping{mappingKey: mappingKey{file: Unmapped}})
 	f := b.internFunction(function{name: name, systemName: name})
 	return b.internLocation(location{mapping: m, lines: []line{{function: f}}})
 }
 
 func (b *Builder) intern(l *profile.Location) uint32 {
-	out := location{folded: l.IsFolded, address: l.Address}
-	var m mapping
-	if l.Mapping != nil {
-		m = mapping{start: l.Mapping.Start, limit: l.Mapping.Limit, offset: l.Mapping.Offset, file: l.Mapping.File,
-			buildID: l.Mapping.BuildID}
+	m := l.Mapping
+	if m == nil {
+		m = unmapped
 	}
-	id, ok := b.byMapping[l.Mapping]
+	id, ok := b.byMapping[m]
 	if !ok {
-		// Where a file was mapped differs from process to process, where its code lies in the file does not. So mappings
-		// begin at 0 here, unless the address is none of theirs.
-		n := mapping{limit: m.limit - m.start, offset: m.offset, file: b.text(m.file), buildID: b.text(m.buildID)}
-		if m.limit < m.start {
-			n.limit = 0
-		}
-		if n.file == "" {
-			n.file = Unmapped
-		}
-		id = b.internMapping(n)
-		b.byMapping[l.Mapping] = id
+		id = b.internMapping(mapping{start: m.Start, mappingKey: mappingKey{size: m.Limit - m.Start, offset: m.Offset,
+			file: b.text(cmp.Or(m.File, Unmapped)), buildID: b.text(m.BuildID)}})
+		b.byMapping[m] = id
 	}
-	out.mapping = id
-	if out.address >= m.start {
-		out.address -= m.start
-	}
+	out := location{mapping: id, folded: l.IsFolded, address: l.Address - m.Start}
 	for _, ln := range l.Line {
 		if ln.Function == nil || (ln.Function.Name == "" && ln.Function.SystemName == "") {
 			continue
@@ -308,7 +306,7 @@ func (b *Builder) intern(l *profile.Location) uint32 {
 	if len(out.lines) == 0 {
 		b.counts.Unnamed++
 		file := "unknown"
-		if m.file != "" {
+		if m.File != "" {
 			file = path.Base(b.mappings[id].file)
 		}
 		name := b.text(fmt.Sprintf("%s!0x%x", file, l.Address))
@@ -343,12 +341,13 @@ func (b *Builder) text(s string) string {
 }
 
 func (b *Builder) internMapping(m mapping) uint32 {
-	id, ok := b.mappingIDs[m]
+	id, ok := b.mappingIDs[m.mappingKey]
 	if !ok {
 		id = uint32(len(b.mappings))
-		b.mappingIDs[m] = id
+		b.mappingIDs[m.mappingKey] = id
 		b.mappings = append(b.mappings, m)
 	}
+	b.mappings[id].start = min(b.mappings[id].start, m.start)
 	return id
 }
 
@@ -493,7 +492,7 @@ func (b *Builder) order() ordering {
 		// pprof calls the first mapping the main binary: the heaviest file that is no library, if there is one.
 		return cmp.Or(cmp.Compare(library(m.file), library(n.file)), cmp.Compare(weight[y], weight[x]),
 			cmp.Compare(m.file, n.file), cmp.Compare(m.buildID, n.buildID), cmp.Compare(m.offset, n.offset),
-			cmp.Compare(m.limit, n.limit))
+			cmp.Compare(m.size, n.size))
 	})
 	o.locationRank = ranks(b.locations, func(x, y uint32) int {
 		l, k := &b.locations[x], &b.locations[y]
@@ -566,12 +565,12 @@ func (b *Builder) functionBytes(f *function) int {
 
 // mappingBytes counts the four flags too.
 func (b *Builder) mappingBytes(m *mapping) int {
-	return message(id(b.mappings) + varint(m.start) + varint(m.limit) + varint(m.offset) + 2*stringID + 4*2)
+	return message(id(b.mappings) + varint(m.start) + varint(m.start+m.size) + varint(m.offset) + 2*stringID + 4*2)
 }
 
 // locationBytes bounds l and its lines, without what they refer to.
 func (b *Builder) locationBytes(l *location) int {
-	n := id(b.locations) + id(b.mappings) + varint(l.address) + 2
+	n := id(b.locations) + id(b.mappings) + varint(l.address+b.mappings[l.mapping].start) + 2
 	for i := range l.lines {
 		n += b.lineBytes(&l.lines[i])
 	}
@@ -703,7 +702,7 @@ func (b *Builder) assemble(o ordering, part []uint32) *profile.Profile {
 	mappings := make([]*profile.Mapping, len(b.mappings))
 	for _, id := range inOrder(usedMapping, o.mappingRank) {
 		m := b.mappings[id]
-		mappings[id] = &profile.Mapping{ID: uint64(len(p.Mapping)) + 1, Start: m.start, Limit: m.limit, Offset: m.offset,
+		mappings[id] = &profile.Mapping{ID: uint64(len(p.Mapping)) + 1, Start: m.start, Limit: m.start + m.size, Offset: m.offset,
 			File: m.file, BuildID: m.buildID, HasFunctions: true}
 		p.Mapping = append(p.Mapping, mappings[id])
 	}
@@ -718,7 +717,7 @@ func (b *Builder) assemble(o ordering, part []uint32) *profile.Profile {
 	for _, id := range inOrder(usedLocation, o.locationRank) {
 		l := &b.locations[id]
 		m := mappings[l.mapping]
-		out := &profile.Location{ID: uint64(len(p.Location)) + 1, Mapping: m, Address: l.address, IsFolded: l.folded,
+		out := &profile.Location{ID: uint64(len(p.Location)) + 1, Mapping: m, Address: l.address + m.Start, IsFolded: l.folded,
 			Line: make([]profile.Line, len(l.lines))}
 		m.HasInlineFrames = m.HasInlineFrames || len(l.lines) > 1
 		for i, ln := range l.lines {
