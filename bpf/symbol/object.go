@@ -113,7 +113,7 @@ func (o *Object) Lookup(dst []Line, a Address) []Line {
 	return dst
 }
 
-// Demangle turns a linkage name of C++, Rust or D into the one people write, without parameters, clone suffixes and symbol
+// Demangle turns a linkage name of C++ or Rust into the one people write, without parameters, clone suffixes and symbol
 // version. Names of other languages, and whatever it cannot read, stay as they are.
 func Demangle(name string) string {
 	base, version, _ := strings.Cut(name, "@")
