@@ -221,7 +221,9 @@ type SeriesAnswer struct {
 	StartMS int64    `json:"start_ms"`
 	StepMS  int64    `json:"step_ms"`
 	Series  []Series `json:"series"` // the largest first
-	Omitted int      `json:"omitted,omitempty"`
+	// Complete is how many steps are told in full; later ones have only begun and count too little.
+	Complete int `json:"complete"`
+	Omitted  int `json:"omitted,omitempty"` // series beyond the largest 2000
 }
 
 // Series is one container's CPU over time.
@@ -256,11 +258,8 @@ func (s *server) series(w http.ResponseWriter, r *http.Request) error {
 	}
 	n := int((sel.To.Sub(start) + step - 1) / step)
 	out := SeriesAnswer{FromMS: sel.From.UnixMilli(), ToMS: sel.To.UnixMilli(), StartMS: start.UnixMilli(), StepMS: step.Milliseconds(), Series: []Series{}}
-	// The last step has only begun: its value is what was counted by the end of the last window, per second until then.
-	written := now
-	if t, err := s.backend.Top(ctx); err == nil && !t.WindowEnd.IsZero() {
-		written = t.WindowEnd
-	}
+	last, lastLength := s.complete(ctx, now, start, step, n)
+	out.Complete = last
 	for _, x := range list {
 		one := Series{ContainerID: x.ContainerID, Name: seriesName(x.Labels), Labels: x.Labels, Cores: make([]float64, n)}
 		for _, p := range x.Points {
@@ -270,10 +269,8 @@ func (s *server) series(w http.ResponseWriter, r *http.Request) error {
 			}
 			one.TotalNS += p.V
 			length := step
-			if end := start.Add(time.Duration(i+1) * step); end.After(written) {
-				if seen := written.Sub(end.Add(-step)); seen >= step/4 {
-					length = seen
-				}
+			if i == last-1 {
+				length = lastLength
 			}
 			one.Cores[i] += math.Round(float64(p.V)/float64(length)*1e5) / 1e5
 		}
@@ -290,10 +287,28 @@ func (s *server) series(w http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
+// complete says how many of n steps are told by the store, and how long the last of these has lasted. What a window holds is
+// written when it ends, so a range up to now ends with a step that has only begun: it is left out, unless it lasted long
+// enough that the unknown rest of a window hardly matters.
+func (s *server) complete(ctx context.Context, now, start time.Time, step time.Duration, n int) (steps int, lastLength time.Duration) {
+	written := now.Add(-s.cfg.Window)
+	if t, err := s.backend.Top(ctx); err == nil && t.WindowEnd.After(now.Add(-3*s.cfg.Window)) && t.WindowEnd.Before(now) {
+		written = t.WindowEnd
+	}
+	full := int(written.Sub(start) / step)
+	if full >= n {
+		return n, step
+	}
+	if begun := written.Sub(start.Add(time.Duration(full) * step)); begun >= 6*s.cfg.Window {
+		return max(full, 0) + 1, begun
+	}
+	return max(full, 0), step
+}
+
 // seriesName is what people call the container of a series.
 func seriesName(l sink.Labels) string {
 	if l["pod"] != "" {
-		return l["pod"] + "/" + cmp.Or(l["container"], l["container_name"])
+		return l["namespace"] + "/" + cmp.Or(l["container"], l["container_name"])
 	}
 	return cmp.Or(l["container_name"], l["systemd_unit"], l["service_name"])
 }

@@ -135,8 +135,9 @@ function merge(answer, containers) {
     row.info = c;
     row.name = nameOf(c) || row.name;
   }
-  const n = Math.max(1, ...rows.map((r) => r.values.length));
+  const n = Math.max(1, answer.complete);
   for (const r of rows) {
+    r.values.length = n; // what has only begun would look like a fall
     for (let i = 0; i < n; i++) r.values[i] ||= 0;
     r.cores = r.values.reduce((a, b) => a + b, 0) / n;
     r.name ||= (r.id || '').slice(0, 12) || 'unnamed';
@@ -159,7 +160,7 @@ function color(id) {
 }
 
 function nameOf(c) {
-  if (c.pod) return c.pod.name + '/' + (c.kubernetes_container || c.name);
+  if (c.pod) return c.pod.namespace + '/' + (c.kubernetes_container || c.name);
   return c.name || c.service || c.systemd_unit || c.id.slice(0, 12);
 }
 
@@ -355,7 +356,7 @@ function drawContainers() {
   list.replaceChildren(...(find ? [] : [all]), ...rows.map((r) => {
     const c = r.info, gone = !c || c.state === 'gone' || Boolean(c.gone_at);
     const off = c && !gone && c.reason;
-    const sub = [c?.image && shortImage(c.image), c?.runtime, c?.pod?.namespace].filter(Boolean);
+    const sub = [c?.pod?.name, c?.image && shortImage(c.image), c?.runtime].filter(Boolean);
     if (gone) sub.push('gone');
     return el('div', { class: 'container' + (gone ? ' gone' : '') + (off ? ' off' : ''), role: 'option', id: 'c-' + r.id, 'aria-selected': String(r.id === state.container),
       title: off ? 'Not profiled: ' + c.reason : r.id, data: { id: r.id || '' },
@@ -412,9 +413,9 @@ let graph = null, graph2 = null;
 let shown = ''; // which view #view holds now
 const table = new Table([
   { id: 'name', title: 'Function', value: (r) => r.name },
-  { id: 'self', title: 'Self', numeric: true, hint: 'Time in the function itself', value: (r) => r.flat, text: (r) => cpuTime(r.flat) },
+  { id: 'self', title: 'Self', numeric: true, wide: true, hint: 'Time in the function itself', value: (r) => r.flat, text: (r) => cpuTime(r.flat) },
   { id: 'selfp', title: 'Self %', numeric: true, value: (r) => r.flat, text: (r) => percent(r.flat / total()), share: (r) => r.flat / total() },
-  { id: 'total', title: 'Total', numeric: true, hint: 'Time in the function and all it calls', value: (r) => r.cum, text: (r) => cpuTime(r.cum) },
+  { id: 'total', title: 'Total', numeric: true, wide: true, hint: 'Time in the function and all it calls', value: (r) => r.cum, text: (r) => cpuTime(r.cum) },
   { id: 'totalp', title: 'Total %', numeric: true, value: (r) => r.cum, text: (r) => percent(r.cum / total()), share: (r) => r.cum / total() },
 ], { sort: 'self', empty: 'No samples.', label: 'Functions', onPick: (r) => setState({ view: 'flame', q: r.name }) });
 const diffTable = new Table([
@@ -423,8 +424,8 @@ const diffTable = new Table([
   { id: 'right', title: 'B self', numeric: true, value: (r) => shareOf(r, 'right_flat'), text: (r) => percent(shareOf(r, 'right_flat')) },
   { id: 'delta', title: 'Change', numeric: true, hint: 'Change of the share of all samples, B against A', value: (r) => shareOf(r, 'right_flat') - shareOf(r, 'left_flat'),
     text: (r) => signedPercent(shareOf(r, 'right_flat') - shareOf(r, 'left_flat')), className: (r) => direction(shareOf(r, 'right_flat') - shareOf(r, 'left_flat')) },
-  { id: 'leftt', title: 'A total', numeric: true, value: (r) => shareOf(r, 'left_cum'), text: (r) => percent(shareOf(r, 'left_cum')) },
-  { id: 'rightt', title: 'B total', numeric: true, value: (r) => shareOf(r, 'right_cum'), text: (r) => percent(shareOf(r, 'right_cum')) },
+  { id: 'leftt', title: 'A total', numeric: true, wide: true, value: (r) => shareOf(r, 'left_cum'), text: (r) => percent(shareOf(r, 'left_cum')) },
+  { id: 'rightt', title: 'B total', numeric: true, wide: true, value: (r) => shareOf(r, 'right_cum'), text: (r) => percent(shareOf(r, 'right_cum')) },
 ], { sort: 'delta', empty: 'No samples in either range.', label: 'Difference by function', onPick: (r) => { $('search').value = r.name; state.q = r.name; history.replaceState(null, '', writeHash(state)); search(); } });
 
 const total = () => profile?.total || 1;
@@ -486,17 +487,21 @@ function drawEmpty() {
   const r = effectiveRange();
   const row = state.container && rowOf(state.container);
   const anything = overview.rows.some((x) => x.cores > 0);
-  const wide = state.from === 'now-24h' || state.from === 'now-3d';
+  const store = health?.store;
+  const oldest = store?.oldest ? Date.parse(store.oldest) : 0, newest = store?.newest ? Date.parse(store.newest) : 0;
   show('empty' + Math.random(), () => [el('div', { class: 'empty big' },
     el('h2', {}, row ? `No samples of ${row.name} here` : anything ? 'No samples here' : 'The store has nothing for this range'),
     row?.info?.reason ? el('p', {}, 'It is not profiled: ', row.info.reason)
       : el('p', {}, row ? 'It did not use the CPU between ' : 'Nothing was sampled between ', span(r.from, r.to), '.'),
-    anything || state.match.length ? null : el('p', {}, 'The first profiles are written at the end of a sampling window, about ten seconds after the agent has started.'),
+    anything || !health ? null : store?.profiles
+      ? el('p', {}, 'The store holds profiles from ', span(oldest, newest), '.')
+      : el('p', {}, 'The store is empty. The first profiles are written at the end of a sampling window, about ten seconds after a container used the CPU.'),
     el('div', { class: 'row' },
       state.match.length ? el('button', { type: 'button', class: 'button', onclick: () => setState({ match: [] }) }, 'Clear the filter') : null,
       state.sel ? el('button', { type: 'button', class: 'button', onclick: () => setState({ sel: null }) }, 'Clear the selection') : null,
       row ? el('button', { type: 'button', class: 'button', onclick: () => setState({ container: '' }) }, 'All containers') : null,
-      wide ? null : el('button', { type: 'button', class: 'button', onclick: () => setState({ from: 'now-24h', to: 'now', sel: null }) }, 'Last 24 hours')))]);
+      !anything && store?.profiles ? el('button', { type: 'button', class: 'button', onclick: () => setState({ from: String(Math.max(oldest, newest - 3600e3)), to: String(newest + 1000), sel: null }) }, 'Show the newest hour') : null,
+      anything && row && state.from !== 'now-24h' ? el('button', { type: 'button', class: 'button', onclick: () => setState({ from: 'now-24h', to: 'now', sel: null }) }, 'Last 24 hours') : null))]);
 }
 
 function drawMeta() {
@@ -508,6 +513,11 @@ function drawMeta() {
   if (state.view !== 'compare' && profile?.key === JSON.stringify(profileParams(r))) {
     fact('CPU time', profile.unit === 'nanoseconds' ? cpuTime(profile.total) : count(profile.total));
     fact('of', `${duration(r.to - r.from)}, ${profile.profiles} ${profile.profiles === 1 ? 'profile' : 'profiles'}`, span(r.from, r.to));
+    // Older profiles are kept in pieces of minutes, then hours: a short selection shows the whole of those it touches.
+    if (profile.covered_from_ms < r.from - 60e3 || profile.covered_to_ms > r.to + 60e3) {
+      fact('covers', span(profile.covered_from_ms, profile.covered_to_ms), 'Older profiles are kept merged: a selection shows the whole of each that it touches');
+    }
+    if (profile.unreadable) fact('damaged', `${profile.unreadable} not shown`, profile.unreadable_reason);
   }
   const c = row?.info;
   if (c) {
@@ -561,8 +571,7 @@ async function drawCompare() {
     el('div', { id: 'compare-empty', class: 'empty', hidden: true }),
     state.side
       ? el('div', { class: 'sides', id: 'compare-graphs' }, el('div', {}, el('h3', { class: 'which-a' }, 'A'), el('div', { class: 'flame', id: 'flame-a' })), el('div', {}, el('h3', { class: 'which-b' }, 'B'), el('div', { class: 'flame', id: 'flame-b' })))
-      : el('div', { id: 'compare-graphs' }, el('p', { class: 'legend' }, el('i', { class: 'swatch less' }), 'less in B', el('i', { class: 'swatch more' }), 'more in B', el('span', { class: 'hint' }, 'as shares of each range')),
-        el('div', { class: 'flame', id: 'flame' })),
+      : el('div', { id: 'compare-graphs' }, el('div', { class: 'flame', id: 'flame' })),
     diffTable.root,
   ]);
   card('a', a, ca, diff.left);

@@ -57,7 +57,7 @@ export class Chart {
     const n = d.series.length ? Math.max(...d.series.map((s) => s.values.length)) : 0;
     const sums = new Float64Array(n);
     for (const s of d.series) for (let i = 0; i < s.values.length; i++) sums[i] += s.values[i];
-    const peak = niceCeil(Math.max(0.01, ...sums));
+    const highest = Math.max(0, ...sums), peak = niceCeil(highest > 0 ? Math.max(0.01, highest) : 1);
     this.sums = sums;
 
     g.font = '11px system-ui, sans-serif';
@@ -111,10 +111,11 @@ export class Chart {
   drawBrushes() {
     if (!this.data || !this.width) return;
     const list = this.dragging ? this.brushes.filter((b) => b.which !== this.dragging.which).concat(this.dragging) : this.brushes;
-    this.overlay.replaceChildren(...list.filter((b) => b.to > this.data.from && b.from < this.data.to).map((b) => {
+    this.overlay.replaceChildren(...list.filter((b) => b.to > this.data.from && b.from < this.data.to).flatMap((b) => {
       const x0 = this.x(Math.max(b.from, this.data.from)), x1 = this.x(Math.min(b.to, this.data.to));
-      return el('div', { class: `brush brush-${b.which}`, style: { left: x0 + 'px', width: Math.max(2, x1 - x0) + 'px', bottom: MARGIN.bottom + 'px' } },
-        b.which === 'sel' ? null : el('span', {}, b.which.toUpperCase()));
+      const shade = (from, to) => el('div', { class: 'shade', style: { left: from + 'px', width: Math.max(0, to - from) + 'px', bottom: MARGIN.bottom + 'px' } });
+      return [...(b.which === 'sel' ? [shade(MARGIN.left, x0), shade(x1, this.width - MARGIN.right)] : []), el('div', { class: `brush brush-${b.which}`, style: { left: x0 + 'px', width: Math.max(2, x1 - x0) + 'px', bottom: MARGIN.bottom + 'px' } },
+        b.which === 'sel' ? null : el('span', {}, b.which.toUpperCase()))];
     }));
   }
 

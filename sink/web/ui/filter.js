@@ -26,7 +26,7 @@ export class Filter {
       return el('li', { class: 'chip' }, el('span', { class: 'chip-name' }, m[1]), el('span', { class: 'chip-op' }, m[2]), el('span', { class: 'chip-value' }, m[3]),
         el('button', { type: 'button', 'aria-label': 'Remove filter ' + c, onclick: () => this.remove(i) }, '×'));
     }));
-    this.input.placeholder = conditions.length ? 'Add another' : 'Filter by label, e.g. service_name=web';
+    this.input.placeholder = conditions.length ? 'Add another' : this.input.dataset.hint;
   }
 
   remove(i) { this.onChange(this.conditions.filter((_, j) => j !== i)); this.input.focus(); }

@@ -14,7 +14,7 @@ export class Table {
     this.head = el('tr', {});
     this.note = el('p', { class: 'table-note', hidden: true });
     this.root = el('div', { class: 'table-wrap' }, el('table', { 'aria-label': label }, el('thead', {}, this.head), this.body), this.note);
-    this.head.append(...columns.map((c) => el('th', { scope: 'col', class: c.numeric ? 'num' : '', data: { id: c.id } },
+    this.head.append(...columns.map((c) => el('th', { scope: 'col', class: (c.numeric ? 'num' : '') + (c.wide ? ' wide-only' : ''), data: { id: c.id } },
       el('button', { type: 'button', title: c.hint, onclick: () => this.by(c.id) }, c.title))));
   }
 
@@ -44,7 +44,7 @@ export class Table {
         return el('td', { class: 'name' }, el('button', { type: 'button', class: 'fn', title: r.name + (r.module ? '\n' + r.module : ''), onclick: () => this.onPick?.(r) },
           el('span', {}, r.name), r.module ? el('small', {}, base(r.module)) : null));
       }
-      const td = el('td', { class: col.numeric ? 'num' + (col.className ? ' ' + col.className(r) : '') : '' });
+      const td = el('td', { class: (col.numeric ? 'num ' : '') + (col.wide ? 'wide-only ' : '') + (col.className?.(r) || '') });
       if (col.share) td.append(el('i', { class: 'bar', style: { width: Math.min(100, Math.max(0, col.share(r) * 100)) + '%' } }));
       td.append(el('span', {}, col.text(r)));
       return td;
