@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"errors"
+	gopprof "runtime/pprof"
 	"strings"
 	"testing"
 	"time"
@@ -41,6 +42,63 @@ func TestMergeSumsAndSpans(t *testing.T) {
 		t.Errorf("starts at %d for %d ns, want %d for 30 s", p.TimeNanos, p.DurationNanos, windowStart.UnixNano())
 	}
 	golden(t, "merged.txt", p.String())
+}
+
+func TestMergeInAnyOrderGivesEqualBytes(t *testing.T) {
+	parts := [][]byte{window(t, 0, 10, 0, 30), window(t, 1, 1, 2), window(t, 2, 100)}
+	var want []byte
+	for _, order := range [][]int{{0, 1, 2}, {2, 1, 0}, {1, 2, 0}} {
+		p, err := Merge(parts[order[0]], parts[order[1]], parts[order[2]])
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := Encode(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want == nil {
+			want = got
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("order %v changes the bytes", order)
+		}
+	}
+}
+
+// Go's own heap profile has four sample types, labels with numbers, and locations without mappings.
+func TestForeignProfileKeepsItsSums(t *testing.T) {
+	var heap bytes.Buffer
+	if err := gopprof.WriteHeapProfile(&heap); err != nil {
+		t.Fatal(err)
+	}
+	p := mustParse(t, heap.Bytes())
+	var m Merger
+	for range 2 {
+		if err := m.AddProfile(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := m.Profile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, st := range p.SampleType {
+		var before, after int64
+		for _, s := range p.Sample {
+			before += s.Value[i]
+		}
+		for _, s := range got.Sample {
+			after += s.Value[i]
+		}
+		if after != 2*before {
+			t.Errorf("%s: %d, want %d", st.Type, after, 2*before)
+		}
+	}
+	for _, l := range got.Location {
+		if len(l.Line) == 0 || l.Mapping == nil {
+			t.Errorf("location %d is not complete", l.ID)
+		}
+	}
 }
 
 func TestMergerSplitsLikeABuilder(t *testing.T) {
