@@ -1,0 +1,156 @@
+package process
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// ErrGone says that the process has ended, or that its PID belongs to another one now.
+var ErrGone = errors.New("the process is gone")
+
+// ErrDenied says that we may not look at the process: CAP_SYS_PTRACE (and CAP_PERFMON) are missing, or a security module
+// objects.
+var ErrDenied = errors.New("not permitted: the agent needs CAP_SYS_PTRACE (CapabilityBoundingSet= and AmbientCapabilities= in the unit)")
+
+// maxTasks is how many threads are asked for the maps of a process whose first thread has ended: any that lives will do.
+const maxTasks = 64
+
+// tick is the unit of field 22 of /proc/PID/stat: USER_HZ is 100 on every architecture we run on.
+const tick = 10_000_000 // ns
+
+// Reader reads /proc. The zero value reads the real one; it is safe for concurrent use.
+type Reader struct {
+	// Root is where procfs is mounted; "" means /proc. It must show the host's PIDs.
+	Root string
+}
+
+func (r Reader) path(pid uint32, name string) string {
+	root := r.Root
+	if root == "" {
+		root = "/proc"
+	}
+	return filepath.Join(root, strconv.FormatUint(uint64(pid), 10), name)
+}
+
+// Maps reads the executable mappings of a process and makes sure that it was that process: its start time must be the same
+// after the read. Whether it has exec'd meanwhile is not for /proc to say: ask the kernel's exec count afterwards.
+//
+// Errors are [ErrGone], [ErrDenied], or about the file's content; with [ErrTooManyMappings] the result is usable.
+func (r Reader) Maps(id ID) (*Maps, error) {
+	m, err := r.MapsOf(id.PID)
+	if err != nil && !errors.Is(err, ErrTooManyMappings) {
+		return nil, err
+	}
+	if alive, aliveErr := r.Alive(id); aliveErr != nil {
+		return nil, aliveErr
+	} else if !alive {
+		return nil, fmt.Errorf("read maps of pid %d: %w", id.PID, ErrGone)
+	}
+	return m, err
+}
+
+// MapsOf reads the executable mappings of whatever process has the PID now.
+func (r Reader) MapsOf(pid uint32) (*Maps, error) {
+	m, err := r.readMaps(r.path(pid, "maps"))
+	if err != nil || len(m.Code()) > 0 {
+		return m, err
+	}
+	// A process whose first thread has ended shows no mappings there, while its other threads run on.
+	dir, err := os.Open(r.path(pid, "task"))
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer dir.Close()
+	tasks, err := dir.Readdirnames(maxTasks)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, classify(err)
+	}
+	for _, tid := range tasks {
+		m, err := r.readMaps(r.path(pid, filepath.Join("task", tid, "maps")))
+		if errors.Is(err, ErrGone) {
+			continue // that thread has ended; another may live
+		}
+		if err != nil || len(m.Code()) > 0 {
+			return m, err
+		}
+	}
+	return nil, fmt.Errorf("read maps of pid %d: no thread has any: %w", pid, ErrGone)
+}
+
+func (r Reader) readMaps(path string) (*Maps, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer f.Close()
+	list, n, err := parseMaps(f, true)
+	if err != nil && !errors.Is(err, ErrTooManyMappings) {
+		return nil, classify(fmt.Errorf("%s: %w", path, err))
+	}
+	m := NewMaps(list)
+	m.text = n
+	if err != nil {
+		err = fmt.Errorf("%s: %w", path, err)
+	}
+	return m, err
+}
+
+// Alive reports whether the process still exists, by PID and start time.
+func (r Reader) Alive(id ID) (bool, error) {
+	path := r.path(id.PID, "stat")
+	f, err := os.Open(path)
+	if err != nil {
+		if err = classify(err); errors.Is(err, ErrGone) {
+			return false, nil
+		}
+		return false, err
+	}
+	defer f.Close()
+	var buf [1024]byte // 52 numbers and a name of 15 bytes
+	n, err := f.Read(buf[:])
+	if err != nil && !errors.Is(err, io.EOF) {
+		if err = classify(err); errors.Is(err, ErrGone) {
+			return false, nil
+		}
+		return false, err
+	}
+	start, ok := parseStartTime(buf[:n])
+	if !ok {
+		return false, fmt.Errorf("%s has no start time in field 22: %.100q", path, buf[:n])
+	}
+	return start == id.StartBoottime/tick, nil
+}
+
+// parseStartTime reads field 22 of a stat file, in ticks since boot. The name in field 2 may hold anything, also ") 1".
+func parseStartTime(stat []byte) (uint64, bool) {
+	end := bytes.LastIndexByte(stat, ')')
+	if end < 0 {
+		return 0, false
+	}
+	fields := bytes.Fields(stat[end+1:])
+	const first, want = 3, 22
+	if len(fields) <= want-first {
+		return 0, false
+	}
+	v, err := strconv.ParseUint(string(fields[want-first]), 10, 64)
+	return v, err == nil
+}
+
+// classify turns what /proc answers for a process that has ended or is not ours to see into ErrGone or ErrDenied.
+func classify(err error) error {
+	switch {
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, unix.ESRCH):
+		return fmt.Errorf("%w (%v)", ErrGone, err)
+	case errors.Is(err, fs.ErrPermission):
+		return fmt.Errorf("%w (%v)", ErrDenied, err)
+	}
+	return err
+}

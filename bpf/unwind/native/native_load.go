@@ -1,0 +1,85 @@
+package native
+
+import (
+	"os"
+	"time"
+
+	"github.com/stoker-profiler/stoker/bpf/symbol"
+)
+
+const (
+	// patience is how long a stack waits for a file to be read. Most take a millisecond; the largest take longer, and a file
+	// system that a container has mounted itself may never answer.
+	patience = time.Second
+	// maxSlow bounds the reads that have outlasted our patience, maxSlowScope those of one container: each holds a goroutine,
+	// an open file, and the patience of all stacks behind it.
+	maxSlow, maxSlowScope = 8, 1
+)
+
+// opener opens a file, and says whether another process had to help.
+type opener func() (f *os.File, donated bool, err error)
+
+// load is a file being opened and parsed. What it found may be read when done is closed.
+type load struct {
+	scope  uint32
+	done   chan struct{}
+	object *symbol.Object
+	donor  bool
+	err    error
+}
+
+// loader reads files on goroutines of their own, so that no file can stop the symbolizer.
+type loader struct {
+	cache    *symbol.Cache
+	patience time.Duration
+	slow     []*load
+}
+
+func newLoader(cache *symbol.Cache) *loader { return &loader{cache: cache, patience: patience} }
+
+// start begins to read a file; nil if too many reads are under way that do not end.
+func (l *loader) start(scope uint32, open opener) *load {
+	same := 0
+	running := l.slow[:0]
+	for _, s := range l.slow {
+		select {
+		case <-s.done:
+		default:
+			running = append(running, s)
+			if s.scope == scope {
+				same++
+			}
+		}
+	}
+	clear(l.slow[len(running):])
+	l.slow = running
+	if len(l.slow) >= maxSlow || same >= maxSlowScope {
+		return nil
+	}
+	r := &load{scope: scope, done: make(chan struct{})}
+	go func() {
+		defer close(r.done)
+		f, donated, err := open()
+		if err != nil {
+			r.err = err
+			return
+		}
+		defer f.Close()
+		r.donor = donated
+		r.object, r.err = l.cache.Load(f)
+	}()
+	return r
+}
+
+// wait reports whether a read has ended, after giving it a moment to do so.
+func (l *loader) wait(r *load) bool {
+	t := time.NewTimer(l.patience)
+	defer t.Stop()
+	select {
+	case <-r.done:
+		return true
+	case <-t.C:
+		l.slow = append(l.slow, r)
+		return false
+	}
+}

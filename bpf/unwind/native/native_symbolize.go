@@ -1,0 +1,579 @@
+package native
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"sync/atomic"
+	"weak"
+
+	"github.com/google/pprof/profile"
+
+	"github.com/stoker-profiler/stoker/bpf/process"
+	"github.com/stoker-profiler/stoker/bpf/symbol"
+	"github.com/stoker-profiler/stoker/bpf/unwind"
+)
+
+const (
+	// jit names code that was made while the program ran and that no unwinder of a language knows. All of it is one function:
+	// its addresses are random, are reused, and mean nothing outside of their process, so naming each would make thousands of
+	// functions that never meet again. The frames stay, so that what they call and who calls them is right.
+	jit = "[jit]"
+	// anonymous is the mapping of code that has no file.
+	anonymous = "[anon]"
+
+	// strongWindows is how long a file's symbols are held for a process without being used. Then the cache alone decides.
+	strongWindows = 6
+	// retryWindows is how long a file that could not be read is not tried again for the same process.
+	retryWindows = 6
+	// maxDonors bounds the other processes that are asked for a file of one that is gone, maxSiblings those whose mappings are
+	// compared with its hints, maxLearn the files that are read to find a build id.
+	maxDonors   = 8
+	maxSiblings = 32
+	maxLearn    = 64
+	// maxBases bounds the hints that are kept for a process.
+	maxBases = 64
+
+	locationBudget = 6 << 20 // bytes
+	buildBudget    = 1 << 20
+)
+
+// Symbolizer implements [unwind.Symbolizing].
+func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
+	return &symbolizer{
+		env:         env,
+		loader:      newLoader(env.Cache),
+		attachments: map[*process.Process]*attachment{},
+		locations:   unwind.NewRecent[locationKey, named](locationBudget),
+		builds:      unwind.NewRecent[buildKey, build](buildBudget),
+		learned:     map[uint32]bool{},
+	}
+}
+
+// symbolizer names native frames: address → mapping → file → ELF address → functions and lines.
+type symbolizer struct {
+	env         *unwind.Env
+	loader      *loader
+	window      uint64
+	attachments map[*process.Process]*attachment
+	// locations are shared by all processes: where a file is loaded does not matter.
+	locations *unwind.Recent[locationKey, named]
+	// builds finds a file by its build id, within one scope only: a container can ship a file that claims another's id.
+	builds *unwind.Recent[buildKey, build]
+	// learned holds the scopes whose files were searched for build ids in this window.
+	learned map[uint32]bool
+	lines   []symbol.Line
+
+	opened, donated, adopted       atomic.Uint64
+	gone, denied, replaced, notELF atomic.Uint64
+	slow, failed, searched, noVDSO atomic.Uint64
+}
+
+// locationKey is a place in a file. The weak pointer is the file's identity: it stays what it is when the symbols are dropped.
+type locationKey struct {
+	object  weak.Pointer[symbol.Object]
+	mapping *profile.Mapping
+	address symbol.Address
+}
+
+type named struct {
+	location *profile.Location
+	how      unwind.Named
+}
+
+type buildKey struct {
+	scope uint32
+	id    string // hex
+}
+
+type build struct {
+	object weak.Pointer[symbol.Object]
+	path   string
+}
+
+// Counters implements [unwind.FrameSymbolizer].
+func (s *symbolizer) Counters() map[string]uint64 {
+	return map[string]uint64{
+		"files_opened":        s.opened.Load(),   // and their symbols found
+		"files_donated":       s.donated.Load(),  // of them, through another process, because the own was gone
+		"files_gone":          s.gone.Load(),     // no longer to be found
+		"files_denied":        s.denied.Load(),   // not permitted
+		"files_replaced":      s.replaced.Load(), // another file has that path now
+		"files_not_elf":       s.notELF.Load(),
+		"files_slow":          s.slow.Load(),     // not read within a moment, or not tried because of such
+		"files_failed":        s.failed.Load(),   // could not be read for another reason
+		"build_id_searches":   s.searched.Load(), // files of a container searched for a build id
+		"address_spaces_same": s.adopted.Load(),  // processes gone early that were found to share another one's mappings
+		"vdso_unreadable":     s.noVDSO.Load(),
+	}
+}
+
+// Attach implements [unwind.FrameSymbolizer].
+func (s *symbolizer) Attach(p *process.Process) unwind.Attachment {
+	a := &attachment{s: s, p: p, files: map[fileKey]*file{}}
+	s.attachments[p] = a
+	return a
+}
+
+// WindowEnd implements [unwind.FrameSymbolizer].
+func (s *symbolizer) WindowEnd() {
+	s.window++
+	clear(s.learned)
+}
+
+// attachment is what is known of one process.
+type attachment struct {
+	s     *symbolizer
+	p     *process.Process
+	files map[fileKey]*file
+	bases []base
+	// adopted is true when a sibling's mappings were looked for.
+	adopted bool
+}
+
+// fileKey tells the files of one process apart.
+type fileKey struct {
+	major, minor uint32
+	inode        uint64
+	path         string
+}
+
+// file is a mapped file. Its symbols are held for as long as they are used; after that the cache may drop them.
+type file struct {
+	mapping *process.Mapping
+	object  *symbol.Object
+	known   weak.Pointer[symbol.Object]
+	load    *load  // not finished yet
+	notELF  bool   // executable all the same: code that was made at run time
+	used    uint64 // window
+	retry   uint64 // window before which it is not tried again
+	missed  bool   // frames were named without its symbols
+}
+
+// base is where a file lies in memory, as the kernel saw it: address − bias is an offset in the file with that build id.
+type base struct {
+	bias uint64
+	id   string
+}
+
+// Exec implements [unwind.Attachment]. At that moment the executable and the dynamic linker are mapped.
+func (a *attachment) Exec() {
+	code := a.p.Maps().Code()
+	for i := range code {
+		if code[i].Backed() {
+			a.object(a.file(&code[i]))
+		}
+	}
+}
+
+// Detach implements [unwind.Attachment].
+func (a *attachment) Detach() { delete(a.s.attachments, a.p) }
+
+// WindowEnd implements [unwind.Attachment].
+func (a *attachment) WindowEnd() (better bool) {
+	for _, f := range a.files {
+		if f.object == nil && f.missed && (f.load != nil || a.s.window >= f.retry) && !f.notELF {
+			if a.object(f) != nil {
+				f.missed, better = false, true
+			}
+		}
+		if f.object != nil && f.used+strongWindows <= a.s.window {
+			f.object = nil // f.known stays
+		}
+	}
+	return better
+}
+
+// Symbolize implements [unwind.Attachment].
+func (a *attachment) Symbolize(dst []*profile.Location, f unwind.RawFrame, st *unwind.Stack) []*profile.Location {
+	address := f.A
+	if f.ReturnAddress {
+		address--
+	}
+	a.remember(st.Hints)
+	m, ok := a.p.Find(address)
+	if !ok && (a.s.env.Reread(a.p) || a.adopt(st)) {
+		m, ok = a.p.Find(address)
+	}
+	n := named{how: unwind.NamedUnknown}
+	if ok {
+		n = a.mapped(m, address)
+	} else if h, found := a.hinted(address, f, st); found {
+		n = h
+	}
+	if n.location == nil {
+		n.location = a.s.env.Names.Fixed(unwind.Unknown, unwind.Unknown)
+	}
+	a.s.env.Count(a.p, n.how)
+	return append(dst, n.location)
+}
+
+// mapped names an address that lies in a mapping.
+func (a *attachment) mapped(m *process.Mapping, address uint64) named {
+	if !m.Backed() {
+		switch {
+		case m.Path == "[vdso]":
+			object, err := symbol.VDSO()
+			if err == nil {
+				return a.s.place(object, m, address)
+			}
+			a.s.noVDSO.Add(1)
+			fallthrough
+		case m.Path == "[vsyscall]" || m.Path == "[uprobes]" || m.Path == "[vectors]" || m.Path == "[sigpage]":
+			return named{a.s.env.Names.Fixed(m.Path, m.Path), unwind.NamedSymbol}
+		}
+		return a.s.jit(m)
+	}
+	f := a.file(m)
+	object := a.object(f)
+	switch {
+	case f.notELF:
+		return a.s.jit(m)
+	case object == nil:
+		f.missed = true
+	}
+	return a.s.place(object, m, address)
+}
+
+// jit names code that a program made. [anon:NAME], memfd:NAME and the like say who made it, if anything does; they are few.
+func (s *symbolizer) jit(m *process.Mapping) named {
+	from := anonymous
+	if m.Path != "" {
+		from = m.Path
+	}
+	return named{s.env.Names.Unaddressed(jit, from), unwind.NamedJIT}
+}
+
+// place names an address in a mapping of an object, or of a file whose symbols are not known (nil).
+func (s *symbolizer) place(object *symbol.Object, m *process.Mapping, address uint64) named {
+	offset := m.FileOffset(address)
+	at := symbol.Address(offset)
+	key := unwind.MappingKey{File: m.Path}
+	var id weak.Pointer[symbol.Object]
+	if object != nil {
+		key.BuildID, id = object.BuildID(), weak.Make(object)
+		v, ok := object.Address(symbol.FileOffset(offset))
+		if ok {
+			at = v
+		} else {
+			object = nil // no segment has it: there can be no symbol
+		}
+	}
+	// Start and Limit are the segment's addresses in the file, as Address is: pprof finds the symbols of the file with them,
+	// and the same file gives the same mapping in every process. A header that makes nonsense of them gives none.
+	bias := address - uint64(at)
+	if start, limit := m.Start-bias, m.End-bias; start <= uint64(at) && uint64(at) < limit {
+		key.Start, key.Limit, key.Offset = start, limit, m.Offset
+	}
+	return s.at(locationKey{id, s.env.Names.Mapping(key), at}, object, path.Base(m.Path))
+}
+
+// at returns the location for a key; object may be nil.
+func (s *symbolizer) at(k locationKey, object *symbol.Object, base string) named {
+	if n, ok := s.locations.Get(k); ok {
+		return n
+	}
+	l := &profile.Location{Mapping: k.mapping, Address: uint64(k.address)}
+	if object != nil {
+		s.lines = object.Lookup(s.lines[:0], k.address)
+		l.Line = make([]profile.Line, 0, max(1, len(s.lines)))
+		for _, line := range s.lines {
+			if line.Function != "" {
+				f := s.env.Names.Function(line.Function, line.File, int64(line.StartLine))
+				l.Line = append(l.Line, profile.Line{Function: f, Line: int64(line.Line)})
+			}
+		}
+	}
+	n := named{l, unwind.NamedSymbol}
+	if len(l.Line) == 0 {
+		n.how = unwind.NamedAddress
+		name := fmt.Sprintf("%s!0x%x", base, uint64(k.address))
+		l.Line = append(l.Line, profile.Line{Function: s.env.Names.Function(name, "", 0)})
+	}
+	s.locations.Put(k, n, 256+64*int64(len(l.Line)))
+	return n
+}
+
+// file finds what is known of the mapped file.
+func (a *attachment) file(m *process.Mapping) *file {
+	key := fileKey{m.Major, m.Minor, m.Inode, m.Path}
+	f := a.files[key]
+	if f == nil {
+		f = &file{}
+		a.files[key] = f
+	}
+	f.mapping = m // where it is mapped now
+	f.used = a.s.window
+	return f
+}
+
+// object returns the symbols of a file, reading them if need be; nil if that is not possible, or not yet.
+func (a *attachment) object(f *file) *symbol.Object {
+	if f.object != nil {
+		return f.object
+	}
+	if f.object = f.known.Value(); f.object != nil {
+		return f.object
+	}
+	if f.notELF || f.load == nil && a.s.window < f.retry {
+		return nil
+	}
+	if f.load == nil {
+		f.load = a.s.loader.start(a.p.Scope(), a.open(f.mapping))
+		if f.load == nil { // too many that do not end
+			a.s.slow.Add(1)
+			f.retry = a.s.window + 1
+			return nil
+		}
+		if !a.s.loader.wait(f.load) {
+			a.s.slow.Add(1)
+			return nil
+		}
+	}
+	select {
+	case <-f.load.done:
+	default:
+		return nil
+	}
+	object, donor, err := f.load.object, f.load.donor, f.load.err
+	f.load = nil
+	switch {
+	case err == nil:
+		a.s.opened.Add(1)
+		if donor {
+			a.s.donated.Add(1)
+		}
+		f.object, f.known = object, weak.Make(object)
+		a.s.register(a.p.Scope(), object, f.mapping.Path)
+		return object
+	case errors.Is(err, symbol.ErrNotELF), errors.Is(err, symbol.ErrNotRegular):
+		a.s.notELF.Add(1)
+		f.notELF = true
+	case errors.Is(err, process.ErrReplaced):
+		a.s.replaced.Add(1)
+	case errors.Is(err, process.ErrDenied):
+		a.s.denied.Add(1)
+	case errors.Is(err, process.ErrGone):
+		a.s.gone.Add(1)
+	default:
+		a.s.failed.Add(1)
+	}
+	f.retry = a.s.window + retryWindows
+	return nil
+}
+
+// register makes an object known by its build id.
+func (s *symbolizer) register(scope uint32, object *symbol.Object, path string) {
+	if id := object.BuildID(); id != "" {
+		s.builds.Put(buildKey{scope, id}, build{weak.Make(object), path}, 128+int64(len(id)+len(path)))
+	}
+}
+
+// open returns a function that opens the file of a mapping: through the process itself or, if that is gone, through others
+// of its container, which see the same files. The function runs on another goroutine and touches nothing of ours.
+func (a *attachment) open(m *process.Mapping) opener {
+	type donor struct {
+		pid     uint32
+		mapping *process.Mapping // its own mapping of the same file; nil: only the path
+	}
+	var donors []donor
+	for _, q := range a.s.env.Processes.Siblings(a.p, maxDonors) {
+		if q.Gone() {
+			continue
+		}
+		for i, c := range q.Maps().Code() {
+			if c.Major == m.Major && c.Minor == m.Minor && c.Inode == m.Inode {
+				donors = append(donors, donor{q.ID().PID, &q.Maps().Code()[i]})
+				break
+			}
+		}
+	}
+	for i, pid := range a.s.env.Peers(a.p.Scope()) {
+		if i == maxDonors {
+			break
+		}
+		donors = append(donors, donor{pid: uint32(pid)})
+	}
+	reader, pid, gone, mapping := a.s.env.Reader, a.p.ID().PID, a.p.Gone(), *m
+	return func() (f *os.File, donated bool, err error) {
+		err = process.ErrGone
+		if !gone {
+			if f, err = reader.Open(pid, &mapping); err == nil || errors.Is(err, symbol.ErrNotRegular) {
+				return f, false, err
+			}
+		}
+		for _, d := range donors {
+			var f *os.File
+			var donorErr error
+			if d.mapping != nil {
+				f, donorErr = reader.Open(d.pid, d.mapping)
+			} else {
+				f, donorErr = reader.OpenPath(d.pid, &mapping)
+			}
+			if donorErr == nil {
+				return f, true, nil
+			}
+		}
+		return nil, false, err
+	}
+}
+
+// remember keeps what the kernel knew about addresses of the process: it comes once, with its first stack.
+func (a *attachment) remember(hints []unwind.Hint) {
+	for _, h := range hints {
+		// Mappings begin at pages: anything else is a hint that was taken from another frame.
+		if (h.Address^h.Offset)&0xfff != 0 || len(a.bases) == maxBases {
+			continue
+		}
+		b := base{h.Address - h.Offset, hex.EncodeToString(h.BuildID[:])}
+		known := false
+		for _, k := range a.bases {
+			known = known || k == b
+		}
+		if !known {
+			a.bases = append(a.bases, b)
+		}
+	}
+}
+
+// hinted names an address of a process whose mappings are not known, by the build ids that came with its first stack.
+func (a *attachment) hinted(address uint64, f unwind.RawFrame, st *unwind.Stack) (named, bool) {
+	for _, b := range a.bases {
+		object, path := a.s.byBuildID(a.p, b.id)
+		if object == nil {
+			continue
+		}
+		at, ok := object.Address(symbol.FileOffset(address - b.bias))
+		if !ok {
+			continue
+		}
+		// Where the mapping ends is not known, and another file may be mapped behind it: only a symbol proves that the address
+		// is in this one.
+		if a.s.lines = object.Lookup(a.s.lines[:0], at); len(a.s.lines) == 0 {
+			continue
+		}
+		n := a.s.at(locationKey{
+			object:  weak.Make(object),
+			mapping: a.s.env.Names.Mapping(unwind.MappingKey{File: path, BuildID: b.id}),
+			address: at,
+		}, object, path)
+		n.how = unwind.NamedHint
+		return n, true
+	}
+	// A file that we have not got: its build id and the offset are enough for somebody who has.
+	for i := range st.Hints {
+		h := &st.Hints[i]
+		if h.Address != f.A || (h.Address^h.Offset)&0xfff != 0 {
+			continue
+		}
+		return a.s.at(locationKey{
+			mapping: a.s.env.Names.Mapping(unwind.MappingKey{File: unwind.Unknown, BuildID: hex.EncodeToString(h.BuildID[:])}),
+			address: symbol.Address(h.Offset - (f.A - address)),
+		}, nil, "unknown"), true
+	}
+	return named{}, false
+}
+
+// byBuildID finds a file of the container by its build id: among those that were read for it, or among those that its other
+// processes have mapped.
+func (s *symbolizer) byBuildID(p *process.Process, id string) (*symbol.Object, string) {
+	key := buildKey{p.Scope(), id}
+	if b, ok := s.builds.Get(key); ok {
+		if object := b.object.Value(); object != nil {
+			return object, b.path
+		}
+	}
+	if s.learned[p.Scope()] {
+		return nil, ""
+	}
+	s.learned[p.Scope()] = true
+	s.learn(p)
+	if b, ok := s.builds.Get(key); ok {
+		return b.object.Value(), b.path
+	}
+	return nil, ""
+}
+
+// learn reads the files that other processes of the container have mapped, to know them by their build ids.
+func (s *symbolizer) learn(p *process.Process) {
+	left := maxLearn
+	for _, q := range s.env.Processes.Siblings(p, maxDonors) {
+		a := s.attachments[q]
+		if a == nil || q.Gone() {
+			continue
+		}
+		for i, c := range q.Maps().Code() {
+			if c.Backed() && left > 0 {
+				left--
+				s.searched.Add(1)
+				a.object(a.file(&q.Maps().Code()[i]))
+			}
+		}
+	}
+	for i, pid := range s.env.Peers(p.Scope()) {
+		if i == maxDonors || left == 0 {
+			break
+		}
+		maps, err := s.env.Reader.MapsOf(uint32(pid))
+		if err != nil && !errors.Is(err, process.ErrTooManyMappings) {
+			continue // it has just ended, or is not ours to see: another one may help
+		}
+		for _, m := range maps.Code() {
+			if !m.Backed() || left == 0 {
+				continue
+			}
+			left--
+			s.searched.Add(1)
+			l := s.loader.start(p.Scope(), func() (*os.File, bool, error) {
+				f, err := s.env.Reader.Open(uint32(pid), &m)
+				return f, true, err
+			})
+			if l != nil && s.loader.wait(l) && l.err == nil {
+				s.register(p.Scope(), l.object, m.Path)
+			}
+		}
+	}
+}
+
+// adopt gives a process that was gone before its mappings could be read those of another one, if they are known to be the
+// same: children that only fork share their parent's, and a process's address space is random. The hints of its first stack
+// must agree with them, address by address and build id by build id.
+func (a *attachment) adopt(st *unwind.Stack) bool {
+	if a.adopted || !a.p.Gone() || a.p.Maps() != nil || len(st.Hints) == 0 {
+		return false
+	}
+	a.adopted = true
+	evidence := make([]process.Evidence, 0, len(st.Hints))
+	for _, h := range st.Hints {
+		evidence = append(evidence, process.Evidence{Address: h.Address, Offset: h.Offset})
+	}
+	for _, q := range a.s.env.Processes.Siblings(a.p, maxSiblings) {
+		if q.Maps().Agrees(evidence) && a.s.sameBuilds(q, st.Hints) {
+			a.s.adopted.Add(1)
+			a.s.env.Processes.Adopt(a.p, q)
+			return true
+		}
+	}
+	return false
+}
+
+// sameBuilds reports whether q has files with these build ids where the hints say.
+func (s *symbolizer) sameBuilds(q *process.Process, hints []unwind.Hint) bool {
+	a := s.attachments[q]
+	if a == nil {
+		return false
+	}
+	for i := range hints {
+		m, ok := q.Maps().Find(hints[i].Address)
+		if !ok || !m.Backed() {
+			return false
+		}
+		object := a.object(a.file(m))
+		if object == nil || object.BuildID() != hex.EncodeToString(hints[i].BuildID[:]) {
+			return false
+		}
+	}
+	return true
+}
