@@ -273,6 +273,13 @@ func (s *Symbolizer) Exit(id process.ID) { s.table.Exit(id) }
 // Sweep looks which processes have ended: records of exits were lost.
 func (s *Symbolizer) Sweep() { s.table.Sweep() }
 
+// MapsChanged reads the maps of a process again, because the kernel saw more or fewer executable pages than before.
+func (s *Symbolizer) MapsChanged(id process.ID) {
+	if p, ok := s.table.Lookup(id); ok {
+		s.changed(p, s.table.Reread(p), false)
+	}
+}
+
 // Stack resolves a new stack. A stack that is known is resolved again.
 func (s *Symbolizer) Stack(st Stack) {
 	s.stats.resolved.Add(1)
