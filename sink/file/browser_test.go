@@ -158,6 +158,24 @@ func TestEveryPageFitsPhoneAndDesk(t *testing.T) {
 	}
 }
 
+func TestSearchSaysWhenItCannotSeeEverything(t *testing.T) {
+	dir := t.TempDir()
+	o := options
+	o.MaxNodes = 1000
+	if err := Create(filepath.Join(dir, "x.html"), large(), o); err != nil {
+		t.Fatal(err)
+	}
+	b := browsertest.Start(t)
+	p := b.Open("file://"+dir+"/x.html", browsertest.Options{Width: 800, Height: 600})
+	p.Wait(find + `("all")`)
+	p.Eval(`document.querySelector(".sfg-search").focus()`, nil)
+	p.Type("memmove")
+	if s := p.Text(`document.querySelector(".sfg-found").textContent`); !strings.HasPrefix(s, "≥ ") {
+		t.Errorf("with small frames left out the search says %q", s)
+	}
+	quiet(t, p)
+}
+
 func TestUpdateKeepsZoomAndSearch(t *testing.T) {
 	b := browsertest.Start(t)
 	p := b.Open("file://"+pages(t)+"/small.html", browsertest.Options{Width: 800, Height: 600})

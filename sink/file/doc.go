@@ -18,7 +18,8 @@
 //		inverted: false,           // true: the root at the bottom
 //		baseline: 0,               // what 100 % is, where it is not the root's total; 0: the root
 //	});
-//	graph.search("serve|^sys_");     // text or regular expression, marks what matches; returns {matches, value, share}
+//	graph.search("serve|^sys_");     // text or regular expression, marks what matches; returns {matches, value, share,
+//	                                  // partial}; partial: what is in "other" was not searched
 //	graph.zoom(node); graph.reset();
 //	graph.update(tree);              // another tree in the same place; search and zoom are kept where they still match
 //	graph.destroy();

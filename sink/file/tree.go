@@ -2,17 +2,17 @@ package file
 
 import (
 	"cmp"
-	"container/heap"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 
 	"github.com/google/pprof/profile"
 )
 
-// DefaultNodes is how many nodes a flame graph has unless told otherwise: what a browser draws at once without effort, and
-// what Pyroscope sends.
-const DefaultNodes = 8192
+// DefaultNodes is how many nodes a flame graph has unless told otherwise: a page of one or two megabytes, which a browser
+// draws without effort since it draws only what is wide enough. Pyroscope's default is half of it.
+const DefaultNodes = 16_384
 
 // maxDepth bounds the height of a tree. Profiles of ours have at most 1000 frames, some of them with inlined functions;
 // what is deeper (a foreign profile) becomes one "other" node, for JSON and browsers nest only so far.
@@ -134,67 +134,70 @@ func (b *treeBuilder) child(parent *Tree, f frame) *Tree {
 	return t
 }
 
-// smallest is a min-heap: the root is the smallest of the largest.
-type smallest []int64
-
-func (h smallest) Len() int           { return len(h) }
-func (h smallest) Less(i, j int) bool { return h[i] < h[j] }
-func (h smallest) Swap(i, j int)      { h[i], h[j] = h[j], h[i] }
-func (h *smallest) Push(x any)        { *h = append(*h, x.(int64)) }
-func (h *smallest) Pop() any {
-	old := *h
-	x := old[len(old)-1]
-	*h = old[:len(old)-1]
-	return x
-}
-
 func (b *treeBuilder) finish(maxNodes int) *Tree {
 	if maxNodes <= 0 {
 		maxNodes = DefaultNodes
 	}
-	p := pruner{all: len(b.nodes)+1 <= maxNodes}
-	if !p.all {
-		// Half of the budget goes to the largest nodes, for each of them can have one "other" of its own.
-		keep := max(0, (maxNodes-2)/2)
-		h := make(smallest, 0, keep)
-		for _, t := range b.nodes {
-			if w := t.weight(); len(h) < keep {
-				heap.Push(&h, w)
-			} else if keep > 0 && w > h[0] {
-				h[0] = w
-				heap.Fix(&h, 0)
-			}
-		}
-		if keep > 0 {
-			p.least = h[0]
-			for _, w := range h {
-				if w == p.least {
-					p.ties++
-				}
-			}
+	b.root.sort()
+	if len(b.nodes)+1 <= maxNodes {
+		return b.root
+	}
+	weights := make([]int64, 0, len(b.nodes))
+	for _, t := range b.nodes {
+		weights = append(weights, t.weight())
+	}
+	slices.SortFunc(weights, func(x, y int64) int { return cmp.Compare(y, x) })
+	// Each node that stays can need an "other" of its own, so half of maxNodes surely fits; mostly far more do.
+	fits, tooMany := max(0, (maxNodes-2)/2), maxNodes
+	for tooMany-fits > 1 {
+		half := (fits + tooMany) / 2
+		if p := newPruner(weights, half); p.nodes(b.root) <= maxNodes {
+			fits = half
+		} else {
+			tooMany = half
 		}
 	}
+	p := newPruner(weights, fits)
 	p.prune(b.root)
 	return b.root
 }
 
+// sort puts children in the order of their names, all the way down.
+func (t *Tree) sort() {
+	slices.SortFunc(t.Children, func(a, b *Tree) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Module, b.Module))
+	})
+	for _, c := range t.Children {
+		c.sort()
+	}
+}
+
 // pruner keeps nodes heavier than least, and as many as heavy as least as ties says: in a tree of one long stack all nodes
-// weigh the same.
+// weigh the same. A node weighs no more than its parent, so what stays hangs together.
 type pruner struct {
-	all   bool
 	least int64
 	ties  int
+}
+
+// newPruner makes a pruner that keeps the n heaviest; weights are all weights, the heaviest first.
+func newPruner(weights []int64, n int) pruner {
+	if n == 0 {
+		return pruner{least: math.MaxInt64}
+	}
+	p := pruner{least: weights[n-1]}
+	for i := n - 1; i >= 0 && weights[i] == p.least; i-- {
+		p.ties++
+	}
+	return p
 }
 
 func (p *pruner) keeps(t *Tree) bool {
 	w := t.weight()
 	switch {
-	case p.all:
-		return true
 	case t.Other:
 		return false // joins the "other" of its parent
 	case w > p.least:
-		return p.least > 0
+		return true
 	case w == p.least && p.ties > 0:
 		p.ties--
 		return true
@@ -202,11 +205,25 @@ func (p *pruner) keeps(t *Tree) bool {
 	return false
 }
 
-// prune puts the children that do not stay together and sorts the rest, all the way down.
+// nodes is how many nodes prune would leave. It asks in the same order, so that the same ties stay.
+func (p *pruner) nodes(t *Tree) int {
+	n, other := 1, 0
+	var stay []*Tree
+	for _, c := range t.Children {
+		if p.keeps(c) {
+			stay = append(stay, c)
+		} else {
+			other = 1
+		}
+	}
+	for _, c := range stay {
+		n += p.nodes(c)
+	}
+	return n + other
+}
+
+// prune puts the children that do not stay together, all the way down.
 func (p *pruner) prune(t *Tree) {
-	slices.SortFunc(t.Children, func(a, b *Tree) int {
-		return cmp.Or(strings.Compare(a.Name, b.Name), strings.Compare(a.Module, b.Module))
-	})
 	var other *Tree
 	t.Children = slices.DeleteFunc(t.Children, func(c *Tree) bool {
 		if p.keeps(c) {

@@ -114,17 +114,20 @@
     let drawn = new Map(); // item → element
     let focused = null; // the item that the keyboard stands on
     let total = 0, baseTotal = 0;
+    let partial = false; // some nodes were too small to be sent: a search may miss something
 
     const weight = (n) => n.total + (diff ? n.baseTotal || 0 : 0);
 
     function index(root) {
       items = [];
+      partial = false;
       byNode = new Map();
       const first = { node: root, parent: null, children: [], depth: 0, start: 0, weight: weight(root) };
       const queue = [first];
       for (let i = 0; i < queue.length; i++) {
         const item = queue[i];
         items.push(item);
+        if (item.node.other) partial = true;
         byNode.set(item.node, item);
         let start = item.start;
         for (const n of item.node.children || []) {
@@ -277,13 +280,14 @@
             inside.add(item);
           }
         }
-        found.textContent = count === 0 ? "no match" : formatShare(total ? value / total : 0) + " in " + count + (count === 1 ? " frame" : " frames");
+        found.textContent = count === 0 ? "no match" : (partial ? "≥ " : "") + formatShare(total ? value / total : 0) + " in " + count + (count === 1 ? " frame" : " frames");
+        found.title = partial ? "Frames that are part of “other” are too small to be searched" : "";
       }
       for (const [item, e] of drawn) {
         e.classList.toggle("sfg-match", matches !== null && matches.has(item));
         e.classList.toggle("sfg-miss", matches !== null && !matches.has(item));
       }
-      return { matches: count, value, share: total ? value / total : 0 };
+      return { matches: count, value, share: total ? value / total : 0, partial };
     }
 
     const itemOf = (event) => {
