@@ -65,7 +65,7 @@ func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
 	return []web.Container{
 		{
 			ID: "3f9c00aa11bb22cc", Name: "web", Image: "registry.example.net:5000/shop/web:1.4@sha256:00", Runtime: "docker", State: "profiled",
-			Sources:   map[string]time.Time{"cgroupfs": clock.Add(time.Millisecond), "containerd": clock},
+			Sources:   map[string]time.Time{"containerd": clock, "cgroupfs": clock.Add(time.Millisecond)},
 			StartedAt: clock.Add(12 * time.Millisecond), InScopeAt: clock, ScopeBeforeStart: &yes, Service: "shop/web", PID: 42, CgroupPath: "/docker/3f",
 			GivenFrequency: 97,
 		},

@@ -25,7 +25,7 @@ func (a *app) psCommand() *cobra.Command {
 		Long: `List the containers of this node.
 
   PROFILED   yes, or why not
-  FOUND BY   who told about the container: containerd's events, the scan of cgroups, …; the first is first
+  FOUND BY   who told about the container: containerd's events, the scan of cgroups, …
   IN SCOPE   when sampling of the container began, relative to its start
   CPU        in cores, over the last window
 
@@ -160,12 +160,8 @@ func frequency(c web.Container) string {
 	return fmt.Sprint(c.GivenFrequency)
 }
 
-// foundBy lists the sources in the order in which they told.
-func foundBy(c web.Container) string {
-	return strings.Join(slices.SortedFunc(maps.Keys(c.Sources), func(a, b string) int {
-		return cmp.Or(c.Sources[a].Compare(c.Sources[b]), strings.Compare(a, b))
-	}), ", ")
-}
+// foundBy lists the sources that told about the container.
+func foundBy(c web.Container) string { return strings.Join(slices.Sorted(maps.Keys(c.Sources)), ", ") }
 
 // inScope says when sampling began, relative to the container's start.
 func inScope(c web.Container) string {

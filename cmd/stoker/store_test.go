@@ -52,6 +52,22 @@ func filledStore(t *testing.T) string {
 	return path
 }
 
+func execSQL(t *testing.T, path string, statements ...string) {
+	t.Helper()
+	db, err := sql.Open("sqlite", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, s := range statements {
+		if _, err := db.Exec(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := db.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func storeApp(t *testing.T, path string) (a *app, stdout, stderr *bytes.Buffer) {
 	t.Helper()
 	return testApp(t, nil, "STOKER_STORE_PATH="+path)
@@ -104,16 +120,7 @@ func TestQuery(t *testing.T) {
 // TestQueryOfADamagedStore writes what can be read and fails all the same.
 func TestQueryOfADamagedStore(t *testing.T) {
 	path := filledStore(t)
-	db, err := sql.Open("sqlite", path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := db.Exec("UPDATE profiles SET pprof = x'1f8b00' WHERE id = 1"); err != nil {
-		t.Fatal(err)
-	}
-	if err := db.Close(); err != nil {
-		t.Fatal(err)
-	}
+	execSQL(t, path, "UPDATE profiles SET pprof = x'1f8b00' WHERE id = 1")
 	a, stdout, stderr := storeApp(t, path)
 	if code := a.execute(context.Background(), []string{"query", "-l", "service_name=shop/web"}); code != exitFailed {
 		t.Errorf("exit code %d", code)
@@ -133,11 +140,14 @@ func TestQueryOfADamagedStore(t *testing.T) {
 
 func TestStoreLs(t *testing.T) {
 	path := filledStore(t)
+	execSQL(t, path, "UPDATE deliveries SET state = 'refused', reason = 'too old' WHERE profile_id <= 2",
+		"UPDATE deliveries SET state = 'uncertain', doubts = 1, reason = 'the answer was lost' WHERE profile_id = 3")
 	a, stdout, stderr := storeApp(t, path)
 	if code := a.execute(context.Background(), []string{"store", "ls"}); code != 0 {
 		t.Fatalf("exit code %d: %s", code, stderr)
 	}
-	for _, want := range []string{"4 profiles", "2 series", "shop/web", "c1", "60 ms", "pyroscope.example.net", "pending"} {
+	for _, want := range []string{"4 profiles", "2 series", "shop/web", "c1", "60 ms", "pyroscope.example.net", "pending",
+		"refused           2", "too old", "uncertain         1", "the answer was lost"} {
 		if !strings.Contains(stdout.String(), want) {
 			t.Errorf("no %q in\n%s", want, stdout)
 		}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,6 +33,7 @@ type storeList struct {
 	Newest     time.Time       `json:"newest,omitzero"`
 	Series     []storeSeries   `json:"series"`
 	Deliveries []storeDelivery `json:"deliveries"`
+	Troubles   []storeTrouble  `json:"troubles"`
 	Evictions  []storeEviction `json:"evictions"`
 }
 
@@ -52,6 +54,18 @@ type storeDelivery struct {
 	Profiles int64  `json:"profiles"`
 }
 
+// storeTrouble is why deliveries of one sink and tenant are not simply delivered: equal reasons are counted together.
+type storeTrouble struct {
+	Sink     string    `json:"sink"`
+	Tenant   string    `json:"tenant,omitempty"`
+	State    string    `json:"state"`
+	Reason   string    `json:"reason"`
+	Profiles int64     `json:"profiles"`
+	Doubts   int       `json:"lost_answers,omitempty"`
+	Newest   time.Time `json:"newest"`            // end of the newest of these profiles
+	NextTry  time.Time `json:"next_try,omitzero"` // the earliest
+}
+
 type storeEviction struct {
 	Reason      string `json:"reason"`
 	Undelivered bool   `json:"undelivered"`
@@ -70,8 +84,9 @@ func (a *app) storeLsCommand() *cobra.Command {
 		Short: "List what the store holds and what became of its deliveries",
 		Long: `List the series of a time with their CPU, the deliveries to Pyroscope by state, and what was deleted to keep the bounds.
 
-States of deliveries: pending waits to be sent, delivered was taken, refused will never be taken (it stays here), uncertain was
-sent and its answer was lost.`,
+States of deliveries: pending waits to be sent, sending is on its way, delivered was taken, refused will never be taken (it
+stays here), uncertain was sent and its answer was lost. For those that are not simply delivered the newest thousand are
+looked at and their reasons counted.`,
 		Example: `  stoker store ls
   stoker store ls --last 24h -l service_name=~shop/.*
   stoker store ls --output json | jq .deliveries`,
@@ -111,6 +126,9 @@ sent and its answer was lost.`,
 			return err
 		}
 		list := newStoreList(stats, series)
+		if list.Troubles, err = troubles(cmd.Context(), db); err != nil {
+			return err
+		}
 		if format == formatJSON {
 			return printJSON(a.stdout, list)
 		}
@@ -144,6 +162,38 @@ func newStoreList(stats store.Stats, series []store.Series) storeList {
 	return l
 }
 
+// troubles counts the reasons of deliveries that are not delivered, per sink, tenant and state.
+func troubles(ctx context.Context, db *store.Store) ([]storeTrouble, error) {
+	const newest = 1000
+	type key struct{ sink, tenant, state, reason string }
+	found, index := []storeTrouble{}, map[key]int{}
+	for _, state := range []string{store.Refused, store.Uncertain, store.Pending} {
+		list, err := db.Deliveries(ctx, store.DeliveryQuery{State: state, Limit: newest})
+		if err != nil {
+			return nil, err
+		}
+		for _, d := range list {
+			if state == store.Pending && d.Reason == "" && d.Doubts == 0 {
+				continue // it has only not been its turn
+			}
+			k := key{d.Sink, d.Tenant, d.State, d.Reason}
+			i, ok := index[k]
+			if !ok {
+				i = len(found)
+				index[k] = i
+				found = append(found, storeTrouble{Sink: d.Sink, Tenant: d.Tenant, State: d.State, Reason: d.Reason, Newest: d.End, NextTry: d.NextTry})
+			}
+			t := &found[i]
+			t.Profiles++
+			t.Doubts += d.Doubts
+			if !d.NextTry.IsZero() && (t.NextTry.IsZero() || d.NextTry.Before(t.NextTry)) {
+				t.NextTry = d.NextTry
+			}
+		}
+	}
+	return found, nil
+}
+
 func (a *app) printStore(l storeList, q store.Query) error {
 	fmt.Fprintf(a.stdout, "%s: %s, %d profiles", l.Path, config.Bytes(l.Bytes), l.Profiles)
 	if !l.Oldest.IsZero() {
@@ -165,6 +215,20 @@ func (a *app) printStore(l storeList, q store.Query) error {
 		}
 		fmt.Fprintln(a.stdout)
 		if err := t.print(a.stdout, a.width()); err != nil {
+			return err
+		}
+	}
+	if len(l.Troubles) > 0 {
+		t = table{columns: []column{{title: "NOT DELIVERED TO", shrink: true}, {title: "STATE"}, {title: "PROFILES", right: true}, {title: "NEWEST"}, {title: "WHY"}}}
+		for _, d := range l.Troubles {
+			to := d.Sink
+			if d.Tenant != "" {
+				to += " (" + d.Tenant + ")"
+			}
+			t.add(to, d.State, fmt.Sprint(d.Profiles), d.Newest.Local().Format(time.DateTime), orDash(d.Reason))
+		}
+		fmt.Fprintln(a.stdout)
+		if err := t.print(a.stdout, 0); err != nil { // a reason that is cut off is none
 			return err
 		}
 	}
