@@ -22,7 +22,7 @@ const DefaultFile = "/etc/stoker/stoker.yaml"
 // secret:"true" that the value is never printed.
 type Config struct {
 	Sampling        Sampling          `yaml:"sampling"`
-	Targets         []Rule            `yaml:"targets" live:"true" help:"which containers are profiled; the first rule that matches wins; none: all"`
+	Targets         []Rule            `yaml:"targets" live:"true" help:"which containers are profiled; the first rule that matches wins; what none matches is profiled only if all rules exclude"`
 	Relabel         []*relabel.Config `yaml:"relabel_configs" live:"true" help:"Prometheus relabeling rules over __meta_container_*, __meta_docker_* and __meta_kubernetes_pod_*"`
 	Labels          map[string]string `yaml:"labels" live:"true" help:"labels put on every profile"`
 	Store           Store             `yaml:"store"`
@@ -41,7 +41,8 @@ type Sampling struct {
 }
 
 // Rule is one line of targets. Every field that is set must match; a rule without any matches all containers. Patterns are
-// shell globs in which * also matches a slash.
+// shell globs in which * also matches a slash. A container that no rule matches is profiled only where every rule excludes.
+// The fields are those of registry.Rule, so that one converts into the other.
 type Rule struct {
 	Exclude   bool              `yaml:"exclude" help:"do not profile what matches"`
 	Runtime   string            `yaml:"runtime" help:"containerd, docker, … (pattern)"`
@@ -102,7 +103,8 @@ type Web struct {
 	Hosts     []string `yaml:"hosts" help:"names under which the UI may be asked for, besides localhost and addresses"`
 }
 
-// ContainerLabels says how far a container may steer itself through its own labels.
+// ContainerLabels says how far a container may steer itself through its own labels. The fields are those of
+// registry.LabelPolicy.
 type ContainerLabels struct {
 	Allow        []string `yaml:"allow" live:"true" help:"stoker.* labels that are obeyed: enable, service, frequency"`
 	Tenants      []string `yaml:"tenants" live:"true" help:"tenants that a container may choose with stoker.tenant"`

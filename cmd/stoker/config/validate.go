@@ -5,6 +5,7 @@ import (
 	"maps"
 	"net"
 	"net/url"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -35,11 +36,7 @@ func (c *Config) Validate() error {
 		bad("sampling.window", "%s is out of range; choose 1s to 5m", FormatDuration(w))
 	}
 	for i, r := range c.Targets {
-		for name := range r.Label {
-			if name == "" {
-				bad(elementPath("targets", i, len(c.Targets))+".label", "a label needs a name")
-			}
-		}
+		r.validate(elementPath("targets", i, len(c.Targets)), bad)
 	}
 	for i, r := range c.Relabel {
 		// Pyroscope hides names that are not of the classic form.
@@ -131,6 +128,26 @@ func keyOrder(path string) int {
 		}
 	}
 	return len(keys)
+}
+
+// validate checks the patterns: a malformed one would match nothing and say so to nobody.
+func (r *Rule) validate(key string, bad func(key, format string, args ...any)) {
+	pattern := func(key, p string) {
+		if _, err := path.Match(p, ""); err != nil {
+			bad(key, "%q is not a pattern: %v; write [[] for a bracket that stands for itself", p, err)
+		}
+	}
+	pattern(key+".runtime", r.Runtime)
+	pattern(key+".namespace", r.Namespace)
+	pattern(key+".pod", r.Pod)
+	pattern(key+".name", r.Name)
+	pattern(key+".image", r.Image)
+	for _, name := range slices.Sorted(maps.Keys(r.Label)) {
+		if name == "" {
+			bad(key+".label", "a label needs a name")
+		}
+		pattern(key+".label."+name, r.Label[name])
+	}
 }
 
 func (e *Endpoint) validate(bad func(key, format string, args ...any)) {
