@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+	"github.com/prometheus/prometheus/model/labels"
 
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/file"
@@ -37,45 +38,78 @@ type merged struct {
 	reason   error     // why, for the first of them
 }
 
-// query is the selection as the store takes it.
-func (s *server) query(ctx context.Context, sel selection) store.Query {
+// query is the selection as the store takes it. A container is given by id, by the beginning of the id of one that the
+// registry knows, or by name: then all that ever had that name are meant, for a restart gives a new id.
+func (s *server) query(ctx context.Context, sel selection) (store.Query, error) {
 	q := store.Query{From: sel.From, To: sel.To, Type: sel.Type}
 	for _, m := range sel.Match {
 		q.Match = append(q.Match, m.m)
 	}
-	if sel.Container != "" {
-		// The registry knows prefixes; the store, what is gone since.
-		q.ContainerID = sel.Container
-		if c, ok := s.container(ctx, sel.Container); ok {
-			q.ContainerID = c.ID
-		}
+	if sel.Container == "" {
+		return q, nil
 	}
-	return q
+	if c, ok := s.container(ctx, sel.Container); ok {
+		q.ContainerID = c.ID
+		return q, nil
+	}
+	byID := q
+	byID.ContainerID, byID.Limit = sel.Container, 1
+	found := false
+	for _, err := range s.store.Select(ctx, byID) {
+		if err != nil {
+			return q, fmt.Errorf("read the store: %w", err)
+		}
+		found = true // the only one
+	}
+	if found {
+		q.ContainerID = sel.Container
+		return q, nil
+	}
+	m, err := labels.NewMatcher(labels.MatchEqual, "container_name", sel.Container)
+	if err != nil {
+		return q, badRequest("use an id, the beginning of an id, or a name", "container %q: %v", sel.Container, err)
+	}
+	q.Match = append(q.Match, m)
+	return q, nil
 }
 
 // merge adds the selection's profiles up, one at a time. It needs a slot of s.heavy.
 func (s *server) merge(ctx context.Context, sel selection) (*merged, error) {
+	q, err := s.query(ctx, sel)
+	if err != nil {
+		return nil, err
+	}
 	var (
-		m     pprof.Merger
-		out   merged
-		bytes int64
+		m      pprof.Merger
+		out    merged
+		bytes  int64
+		failed error
 	)
-	for p, err := range s.store.Select(ctx, s.query(ctx, sel)) {
-		if ctx.Err() != nil {
-			return nil, fmt.Errorf("read the store: %w", ctx.Err())
-		}
-		if err != nil {
+	// After a failure the read is cancelled and left to end by itself: it may still have an error to yield.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	fail := func(err error) {
+		failed = cmp.Or(failed, err)
+		cancel()
+	}
+	for p, err := range s.store.Select(ctx, q) {
+		switch {
+		case ctx.Err() != nil:
+			fail(fmt.Errorf("read the store: %w", ctx.Err()))
+			continue
+		case err != nil:
 			out.unreadable(err)
 			continue
 		}
 		if bytes += int64(len(p.Pprof)); bytes > s.cfg.MaxMergeBytes {
-			return nil, &Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the selection has more than %d MiB of profiles", s.cfg.MaxMergeBytes>>20),
-				Remedy: "choose a shorter range, one container or a label; or use stoker query on the node"}
+			fail(&Error{Status: http.StatusRequestEntityTooLarge, Message: fmt.Sprintf("the selection has more than %d KiB of profiles", s.cfg.MaxMergeBytes>>10),
+				Remedy: "choose a shorter range, one container or a label; or use stoker query on the node"})
+			continue
 		}
-		if err := m.Add(p.Pprof); err != nil {
-			if errors.Is(err, pprof.ErrTooLarge) {
-				return nil, &Error{Status: http.StatusRequestEntityTooLarge, Message: err.Error(), Remedy: "choose a shorter range, one container or a label"}
-			}
+		if err := m.Add(p.Pprof); errors.Is(err, pprof.ErrTooLarge) {
+			fail(&Error{Status: http.StatusRequestEntityTooLarge, Message: err.Error(), Remedy: "choose a shorter range, one container or a label"})
+			continue
+		} else if err != nil {
 			out.unreadable(fmt.Errorf("profile of %s at %s: %w", p.ContainerID, p.Start.UTC().Format(time.RFC3339), err))
 			continue
 		}
@@ -86,7 +120,9 @@ func (s *server) merge(ctx context.Context, sel selection) (*merged, error) {
 			out.to = p.End
 		}
 	}
-	var err error
+	if failed != nil {
+		return nil, failed
+	}
 	if out.profiles = m.Len(); out.profiles > 0 {
 		out.profile, err = m.Profile()
 		return &out, err
@@ -112,6 +148,10 @@ func empty(t sink.Type, sel selection) (*profile.Profile, error) {
 		p.SampleType = append(p.SampleType, &profile.ValueType{Type: v.Type, Unit: v.Unit})
 	}
 	return p, p.CheckValid()
+}
+
+func errNothing() error {
+	return &Error{Status: http.StatusNotFound, Message: "there are no profiles in this selection", Remedy: "choose a longer range, or fewer conditions"}
 }
 
 func encodeProfile(p *profile.Profile) ([]byte, error) {
@@ -178,7 +218,7 @@ func (s *server) profile(w http.ResponseWriter, r *http.Request) error {
 		return badRequest("use one of "+strings.Join(formats(), ", "), "%v", err)
 	}
 	if m.profiles == 0 && f != file.Pprof {
-		return &Error{Status: http.StatusNotFound, Message: "there are no profiles in this selection", Remedy: "choose a longer range, or fewer conditions"}
+		return errNothing()
 	}
 	var buf bytes.Buffer
 	if err := file.Write(&buf, f, m.profile, file.Options{Title: s.title(ctx, sel)}); err != nil {
@@ -250,7 +290,10 @@ func (s *server) series(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
 	defer cancel()
 	start := sel.From.Truncate(step)
-	query := s.query(ctx, sel)
+	query, err := s.query(ctx, sel)
+	if err != nil {
+		return err
+	}
 	query.From = start
 	list, err := s.store.Series(ctx, query, step)
 	if err != nil {
@@ -325,12 +368,16 @@ func (s *server) labels(w http.ResponseWriter, r *http.Request) error {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
 	defer cancel()
-	labels, err := s.store.Labels(ctx, s.query(ctx, sel))
+	query, err := s.query(ctx, sel)
+	if err != nil {
+		return err
+	}
+	known, err := s.store.Labels(ctx, query)
 	if err != nil {
 		return fmt.Errorf("read the store: %w", err)
 	}
 	out := LabelsAnswer{Labels: map[string][]string{}}
-	for name, values := range labels {
+	for name, values := range known {
 		out.Labels[name] = values[:min(len(values), maxValues)]
 	}
 	writeJSON(w, http.StatusOK, out)

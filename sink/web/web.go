@@ -346,6 +346,9 @@ func (s *server) deepPage(w http.ResponseWriter, r *http.Request) error {
 		if err != nil {
 			return nil, err
 		}
+		if len(m.profile.Sample) == 0 {
+			return nil, errNothing()
+		}
 		return m.profile, nil
 	})
 	if err != nil {
@@ -371,7 +374,7 @@ func (s *server) title(ctx context.Context, sel selection) string {
 	return strings.Join(parts, ", ") + " · " + from.Format("2006-01-02 15:04:05") + " to " + to.Format("15:04:05") + " UTC (" + strconv.Itoa(int(to.Sub(from).Seconds())) + " s)"
 }
 
-// container finds a container of the registry by id, id prefix or name.
+// container finds a container of the registry by id or by the beginning of an id.
 func (s *server) container(ctx context.Context, text string) (Container, bool) {
 	list, err := s.backend.Containers(ctx)
 	if err != nil {

@@ -292,7 +292,7 @@ function wire() {
   });
   let next = Date.now();
   setInterval(() => {
-    if (!state.refresh || document.hidden || loads > 0 || chart.dragging) { return; }
+    if (!state.refresh || document.hidden || loads > 0 || chart.dragging || document.querySelector('dialog[open]')) return;
     if (Date.now() < next) return;
     next = Date.now() + state.refresh * 1000;
     if (state.to === 'now') refresh();
