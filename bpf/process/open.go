@@ -30,6 +30,25 @@ func (r Reader) Open(pid uint32, m *Mapping) (*os.File, error) {
 	if !m.Backed() {
 		return nil, fmt.Errorf("mapping %s of pid %d has no file", m.Path, pid)
 	}
+	f, err := r.open(pid, m)
+	if !errors.Is(err, ErrGone) {
+		return f, err
+	}
+	// Its first thread may have ended before the others.
+	threads, threadsErr := r.threads(pid)
+	if threadsErr != nil {
+		return nil, err
+	}
+	for _, tid := range threads {
+		if f, err := r.open(tid, m); !errors.Is(err, ErrGone) {
+			return f, err
+		}
+	}
+	return nil, err
+}
+
+// open is Open through one thread.
+func (r Reader) open(pid uint32, m *Mapping) (*os.File, error) {
 	f, err := r.openMapped(pid, m)
 	if err == nil || errors.Is(err, symbol.ErrNotRegular) {
 		return f, err
@@ -38,10 +57,7 @@ func (r Reader) Open(pid uint32, m *Mapping) (*os.File, error) {
 	if pathErr == nil {
 		return byPath, nil
 	}
-	if errors.Is(err, ErrDenied) && errors.Is(pathErr, ErrGone) { // not the process: its file is not there any more
-		return nil, fmt.Errorf("%w, and through map_files: %w", pathErr, err)
-	}
-	return nil, pathErr
+	return nil, fmt.Errorf("%w, and through map_files: %v", pathErr, err)
 }
 
 // openMapped opens through map_files.

@@ -64,17 +64,12 @@ func (r Reader) MapsOf(pid uint32) (*Maps, error) {
 		return m, err
 	}
 	// A process whose first thread has ended shows no mappings there, while its other threads run on.
-	dir, err := os.Open(r.path(pid, "task"))
+	threads, err := r.threads(pid)
 	if err != nil {
-		return nil, classify(err)
+		return nil, err
 	}
-	defer dir.Close()
-	tasks, err := dir.Readdirnames(maxTasks)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, classify(err)
-	}
-	for _, tid := range tasks {
-		m, err := r.readMaps(r.path(pid, filepath.Join("task", tid, "maps")))
+	for _, tid := range threads {
+		m, err := r.readMaps(r.path(tid, "maps"))
 		if errors.Is(err, ErrGone) {
 			continue // that thread has ended; another may live
 		}
@@ -83,6 +78,26 @@ func (r Reader) MapsOf(pid uint32) (*Maps, error) {
 		}
 	}
 	return nil, fmt.Errorf("read maps of pid %d: no thread has any: %w", pid, ErrGone)
+}
+
+// threads returns some other threads of a process. /proc answers for a thread's number as it does for a process's.
+func (r Reader) threads(pid uint32) ([]uint32, error) {
+	dir, err := os.Open(r.path(pid, "task"))
+	if err != nil {
+		return nil, classify(err)
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(maxTasks)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, classify(err)
+	}
+	var out []uint32
+	for _, name := range names {
+		if tid, err := strconv.ParseUint(name, 10, 32); err == nil && uint32(tid) != pid {
+			out = append(out, uint32(tid))
+		}
+	}
+	return out, nil
 }
 
 func (r Reader) readMaps(path string) (*Maps, error) {

@@ -38,6 +38,7 @@ const (
 
 	locationBudget = 6 << 20 // bytes
 	buildBudget    = 1 << 20
+	jitBudget      = 64 << 10
 )
 
 // Symbolizer implements [unwind.Symbolizing].
@@ -47,6 +48,7 @@ func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
 		loader:      newLoader(env.Cache),
 		attachments: map[*process.Process]*attachment{},
 		locations:   unwind.NewRecent[locationKey, named](locationBudget),
+		jits:        unwind.NewRecent[string, *profile.Location](jitBudget),
 		builds:      unwind.NewRecent[buildKey, build](buildBudget),
 		learned:     map[uint32]bool{},
 	}
@@ -60,6 +62,7 @@ type symbolizer struct {
 	attachments map[*process.Process]*attachment
 	// locations are shared by all processes: where a file is loaded does not matter.
 	locations *unwind.Recent[locationKey, named]
+	jits      *unwind.Recent[string, *profile.Location] // by the mapping's name
 	// builds finds a file by its build id, within one scope only: a container can ship a file that claims another's id.
 	builds *unwind.Recent[buildKey, build]
 	// learned holds the scopes whose files were searched for build ids in this window.
@@ -237,13 +240,18 @@ func (a *attachment) mapped(m *process.Mapping, address uint64) named {
 	return a.s.place(object, m, address)
 }
 
-// jit names code that a program made. [anon:NAME], memfd:NAME and the like say who made it, if anything does; they are few.
+// jit names code that a program made. [anon:NAME], memfd:NAME and the like say who made it, if anything does.
 func (s *symbolizer) jit(m *process.Mapping) named {
 	from := anonymous
 	if m.Path != "" {
 		from = m.Path
 	}
-	return named{s.env.Names.Unaddressed(jit, from), unwind.NamedJIT}
+	l, ok := s.jits.Get(from)
+	if !ok {
+		l = s.env.Names.Unaddressed(jit, from)
+		s.jits.Put(from, l, 256+int64(len(from)))
+	}
+	return named{l, unwind.NamedJIT}
 }
 
 // place names an address in a mapping of an object, or of a file whose symbols are not known (nil).
