@@ -182,9 +182,7 @@ func (c *Config) fill() {
 				e.Name = strings.TrimSuffix(u.Host+u.Path, "/")
 			}
 		}
-		if e.BearerTokenFile != "" && e.Authorization == (Authorization{}) {
-			e.Authorization = Authorization{Type: "Bearer", CredentialsFile: e.BearerTokenFile}
-		} else if e.Authorization.CredentialsFile != "" && e.Authorization.Type == "" {
+		if e.Authorization.CredentialsFile != "" && e.Authorization.Type == "" {
 			e.Authorization.Type = "Bearer"
 		}
 	}

@@ -169,10 +169,7 @@ func (e *Endpoint) validate(bad func(key, format string, args ...any)) {
 		bad("tenant_id", "%q is no tenant that Pyroscope takes; at most 150 of letters, digits and !_.*'()-", e.TenantID)
 	}
 	ways := 0
-	for _, set := range []bool{
-		e.BasicAuth != (BasicAuth{}), e.BearerTokenFile != "",
-		e.Authorization != (Authorization{}) && !(e.BearerTokenFile != "" && e.Authorization.CredentialsFile == e.BearerTokenFile),
-	} {
+	for _, set := range []bool{e.BasicAuth != (BasicAuth{}), e.BearerTokenFile != "", e.Authorization != (Authorization{})} {
 		if set {
 			ways++
 		}
@@ -205,13 +202,9 @@ func (e *Endpoint) validate(bad func(key, format string, args ...any)) {
 	if e.TLS != (TLS{}) && u != nil && u.Scheme == "http" {
 		bad("tls", "the URL is http; write https or remove tls")
 	}
-	credentials := e.Authorization.CredentialsFile
-	if credentials == e.BearerTokenFile {
-		credentials = "" // fill copied it; the mistake is where it was written
-	}
 	for _, f := range []struct{ key, path string }{
 		{"basic_auth.password_file", e.BasicAuth.PasswordFile},
-		{"authorization.credentials_file", credentials},
+		{"authorization.credentials_file", e.Authorization.CredentialsFile},
 		{"bearer_token_file", e.BearerTokenFile},
 		{"tls.ca_file", e.TLS.CAFile}, {"tls.cert_file", e.TLS.CertFile}, {"tls.key_file", e.TLS.KeyFile},
 	} {
@@ -219,8 +212,8 @@ func (e *Endpoint) validate(bad func(key, format string, args ...any)) {
 			absolute(bad, f.key, f.path)
 		}
 	}
-	if e.RemoteTimeout < time.Second || e.RemoteTimeout > 10*time.Minute {
-		bad("remote_timeout", "%s is out of range; choose 1s to 10m (below 10s pushes become uncertain that the server took)",
+	if e.RemoteTimeout < 10*time.Second || e.RemoteTimeout > 10*time.Minute {
+		bad("remote_timeout", "%s is out of range; choose 10s to 10m (a shorter one only makes pushes uncertain that the server took)",
 			FormatDuration(e.RemoteTimeout))
 	}
 	oneOf(bad, "uncertain", e.Uncertain, Resend, Keep)
