@@ -88,7 +88,7 @@ func (r *seriesRow) matches(q *Query) bool {
 	}
 	for _, m := range q.Match {
 		v := r.labels[m.Name]
-		if m.Name == labels.MetricName {
+		if m.Name == "__name__" {
 			v = r.typ.Name
 		}
 		if !m.Matches(v) {
