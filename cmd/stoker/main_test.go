@@ -58,6 +58,7 @@ type fakeBackend struct {
 	request web.RecordRequest
 	frames  []string      // leaf first; none: no samples
 	windows *atomic.Int64 // Top has seen that many windows
+	hang    chan struct{} // closed when a recording has begun that never ends by itself
 }
 
 func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
@@ -81,10 +82,15 @@ func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
 	}, b.err
 }
 
-func (b *fakeBackend) Record(_ context.Context, r web.RecordRequest, progress func(web.RecordProgress)) (*profile.Profile, error) {
+func (b *fakeBackend) Record(ctx context.Context, r web.RecordRequest, progress func(web.RecordProgress)) (*profile.Profile, error) {
 	b.request = r
 	if b.err != nil {
 		return nil, b.err
+	}
+	if b.hang != nil {
+		close(b.hang)
+		<-ctx.Done()
+		return nil, ctx.Err()
 	}
 	progress(web.RecordProgress{Elapsed: r.Duration / 2, Duration: r.Duration, Samples: 3, Containers: 1})
 	return testProfile(b.frames...), nil
