@@ -24,8 +24,6 @@ const (
 	maxSame = 4
 	// failureLife is how long a file that could not be parsed is not tried again.
 	failureLife = 5 * time.Minute
-	// parallelParses bounds the memory that parsing takes for a moment.
-	parallelParses = 2
 	// fingerprintBytes of a file's beginning tell which known object to compare it with: headers and build id lie there.
 	fingerprintBytes = 4 << 10
 	// fileCost is what knowing one file occupies.
@@ -68,7 +66,6 @@ type call struct {
 type Cache struct {
 	budget int64
 	now    func() time.Time
-	slots  chan struct{} // parallelParses
 
 	mu       sync.Mutex // guards all below; never held while a file is read
 	files    map[fileKey]*entry
@@ -104,7 +101,6 @@ func NewCache(budgetBytes int64) *Cache {
 	return &Cache{
 		budget:   budgetBytes,
 		now:      time.Now,
-		slots:    make(chan struct{}, parallelParses),
 		files:    make(map[fileKey]*entry),
 		prints:   make(map[fingerprint][]*entry),
 		ids:      make(map[identity]*entry),
@@ -117,6 +113,9 @@ func NewCache(budgetBytes int64) *Cache {
 // Load returns the symbols of f, which may be closed afterwards; its read position is not used. A file that is known by
 // device, inode, times and size is not read again; one that is not known is read and shares an Object with a known file if
 // every byte that a parse looks at is equal. Concurrent Loads of one file read it once.
+//
+// A Load under way takes up to 8 MiB, and 20 bytes per symbol of the file, beside the budget; whoever calls bounds how many there
+// are. It takes as long as the file system does: one that never answers is waited for, without hindering other Loads.
 //
 // A file that is not ELF gives [ErrNotELF]; errors are remembered for five minutes. A file without any symbol gives an Object
 // that can still turn offsets into addresses.
@@ -149,9 +148,7 @@ func (c *Cache) Load(f *os.File) (*Object, error) {
 	c.calls[key] = w
 	c.mu.Unlock()
 
-	c.slots <- struct{}{}
 	w.object, w.err = c.read(f, key)
-	<-c.slots
 
 	c.mu.Lock()
 	delete(c.calls, key)

@@ -329,7 +329,8 @@ func (l *goLoader) fill(g *goTable, offsets []uint32, gofunc Address) error {
 	return nil
 }
 
-// loadOld reads the layouts of Go 1.2 to 1.17, whose functions have absolute addresses. They have no inlined frames here.
+// loadOld reads the layouts of Go 1.2 to 1.17, whose functions have absolute addresses. They have no inlined frames here: the
+// function that others were inlined into stands for them, with the innermost file and line.
 func (l *goLoader) loadOld() (*goTable, error) {
 	le := binary.LittleEndian
 	ptr := uint64(l.h.ptr)

@@ -104,10 +104,13 @@ func (k *Kernel) Lookup(addr uint64) (name, module string, ok bool) {
 
 // Bytes is the memory that the symbols occupy.
 func (k *Kernel) Bytes() int64 {
-	t := k.table.Load()
-	if t == nil {
-		return 0
+	if t := k.table.Load(); t != nil {
+		return t.bytesHeld()
 	}
+	return 0
+}
+
+func (t *kernelTable) bytesHeld() int64 {
 	n := int64(cap(t.starts))*8 + int64(cap(t.symbols))*8 + t.names.bytesHeld()
 	for _, m := range t.modules {
 		n += int64(len(m)) + 16
