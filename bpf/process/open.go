@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -90,9 +91,14 @@ func (r Reader) openMapped(pid uint32, m *Mapping) (*os.File, error) {
 // the mapping's: any process of the same container sees the same files.
 func (r Reader) OpenPath(pid uint32, m *Mapping) (*os.File, error) {
 	root := r.path(pid, "root")
-	f, err := symbol.OpenInRoot(root, m.Path)
+	path := m.Path
+	// maps shows paths as they are in the mount namespace. That is the process's own view, unless it has called chroot.
+	if top, err := os.Readlink(root); err == nil && top != "/" && strings.HasPrefix(path, top+"/") {
+		path = path[len(top):]
+	}
+	f, err := symbol.OpenInRoot(root, path)
 	if err != nil && m.Deleted && errors.Is(err, os.ErrNotExist) {
-		f, err = symbol.OpenInRoot(root, m.Path+" (deleted)") // it may really be called so
+		f, err = symbol.OpenInRoot(root, path+" (deleted)") // it may really be called so
 	}
 	if err != nil {
 		return nil, classify(err)

@@ -15,9 +15,10 @@ const (
 	// idleWindows is how many windows a process is remembered without a sample. A living one is simply read again; a dead one
 	// whose exit we were never told of (it had left the scope) would stay for ever.
 	idleWindows = 30
-	// A process in which an address lies nowhere is read again: freeReads times at once (it loads its libraries while it
-	// starts), then at most this often, or a runtime that we cannot see into would have its maps read at each new stack.
-	freeReads  = 2
+	// The maps of a process are read at its first stack, and again when an address lies nowhere: freeReads times at once (it
+	// loads its libraries while it starts), then at most this often, or a runtime that we cannot see into would have its maps
+	// read at each new stack.
+	freeReads  = 3
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 25 * time.Second
 	// A process can make its maps as long as it likes. Reading costs about 5 µs per KiB: beyond cheapText the next read waits
@@ -157,8 +158,8 @@ func (t *Table) Get(id ID, scope uint32, evidence []Evidence) *Process {
 			t.set(p, nil)
 		}
 	}
-	if p.maps == nil && !p.gone && !t.held(p) {
-		t.read(p, false, evidence)
+	if p.maps == nil {
+		t.demand(p, evidence)
 	}
 	return p
 }
@@ -275,7 +276,10 @@ type Change struct {
 }
 
 // Reread reads the maps again because an address was not found, unless that was done a moment ago.
-func (t *Table) Reread(p *Process) Change {
+func (t *Table) Reread(p *Process) Change { return t.demand(p, nil) }
+
+// demand reads the maps for a stack, within limits.
+func (t *Table) demand(p *Process, evidence []Evidence) Change {
 	if p.gone || t.held(p) {
 		return Change{}
 	}
@@ -283,7 +287,7 @@ func (t *Table) Reread(p *Process) Change {
 		p.backoff = min(max(2*p.backoff, minBackoff), maxBackoff)
 		p.notBefore = t.cfg.Now().Add(p.backoff)
 	}
-	c := t.read(p, false, nil)
+	c := t.read(p, false, evidence)
 	if c.Fresh {
 		p.backoff = 0
 	}

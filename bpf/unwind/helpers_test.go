@@ -118,6 +118,9 @@ func (p *target) kill() {
 
 func hex(t testing.TB, s string) uint64 {
 	t.Helper()
+	if s == "(nil)" { // how printf shows a null pointer
+		return 0
+	}
 	v, err := strconv.ParseUint(strings.TrimPrefix(s, "0x"), 16, 64)
 	if err != nil {
 		t.Fatal(err)

@@ -495,7 +495,7 @@ func TestMapsOfAnotherProgramAreNotUsed(t *testing.T) {
 
 func TestFirstThreadEnded(t *testing.T) {
 	file := build(t, "target", "target.c", "-pthread")
-	p := start(t, exec.Command(file, "first thread ends"))
+	p := start(t, exec.Command(file, "end"))
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", p.id.PID))

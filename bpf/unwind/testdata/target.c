@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -82,13 +83,18 @@ int main(int argc, char **argv)
 {
 	void *behind = NULL;
 	pthread_t t;
-	(void)argv;
 
+	if (argc > 1 && !strcmp(argv[1], "pivot")) { /* the working directory becomes the root of our mount namespace */
+		if (syscall(SYS_pivot_root, ".", ".") || umount2(".", MNT_DETACH) || chdir("/")) {
+			perror("pivot_root");
+			return 1;
+		}
+	}
 	pthread_create(&t, NULL, thread, &behind);
 	pthread_join(t, NULL);
 	printf("leaf %p middle %p behind %p main %p puts %p\n", (void *)leaf, middle(), behind, (void *)main, dlsym(RTLD_DEFAULT, "puts"));
 	fflush(stdout);
-	if (argc > 1) { /* the first thread ends, the process goes on */
+	if (argc > 1 && !strcmp(argv[1], "end")) { /* the first thread ends, the process goes on */
 		pthread_create(&t, NULL, rest, NULL);
 		pthread_exit(NULL);
 	}

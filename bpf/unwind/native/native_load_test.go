@@ -1,0 +1,44 @@
+package native
+
+import (
+	"errors"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/stoker-profiler/stoker/bpf/symbol"
+)
+
+func TestAFileThatIsNeverReadStopsOnlyItsContainer(t *testing.T) {
+	l := newLoader(symbol.NewCache(1 << 20))
+	l.patience = time.Millisecond
+	release := make(chan struct{})
+	hang := func() (*os.File, bool, error) {
+		<-release
+		return nil, false, errors.New("the file system answered at last")
+	}
+	exe := func() (*os.File, bool, error) {
+		f, err := os.Open("/proc/self/exe")
+		return f, false, err
+	}
+	first := l.start(1, hang)
+	if l.wait(first) {
+		t.Fatal("a read that hangs has ended")
+	}
+	if l.start(1, exe) != nil {
+		t.Error("its container may start another read")
+	}
+	l.patience = time.Minute
+	other := l.start(2, exe)
+	if other == nil || !l.wait(other) || other.err != nil || other.object == nil {
+		t.Fatalf("another container: %+v", other)
+	}
+	close(release)
+	<-first.done
+	if first.err == nil {
+		t.Error("the late answer is lost")
+	}
+	if again := l.start(1, exe); again == nil || !l.wait(again) || again.err != nil {
+		t.Errorf("afterwards: %+v", again)
+	}
+}
