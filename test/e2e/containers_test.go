@@ -181,6 +181,18 @@ func (b *box) kill(t *testing.T) time.Duration {
 	return used
 }
 
+// used waits until the container's cgroup has been charged that much CPU time: on a busy machine that takes longer, and a
+// test wants samples, not seconds.
+func (b *box) used(t *testing.T, cpu time.Duration) {
+	t.Helper()
+	eventually(t, 2*time.Minute, fmt.Sprintf("container %s has used %s of CPU", b.id, cpu), func() error {
+		if used := cpuUsage(t, b.c.CgroupPath()); used < cpu {
+			return fmt.Errorf("it has used %s", used)
+		}
+		return nil
+	})
+}
+
 // wait waits until the container's program has ended by itself.
 func (b *box) wait(t *testing.T) {
 	t.Helper()

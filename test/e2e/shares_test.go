@@ -18,8 +18,9 @@ func TestSharesOfFunctionsAreTheirTruth(t *testing.T) {
 	pie := start(t, spec{args: []string{"/" + workload.SharesPIE}})
 	cxx := start(t, spec{args: []string{"/" + workload.SharesCXX}})
 	golang := start(t, spec{args: []string{"/" + workload.SharesGo}})
-	// Each gets half a CPU: 16 s are 8 s and so 8,000 samples for each.
-	time.Sleep(16 * time.Second)
+	for _, b := range []*box{c, pie, cxx, golang} {
+		b.used(t, 6*time.Second) // 6,000 samples
+	}
 	for _, b := range []*box{c, pie, cxx, golang} {
 		b.kill(t)
 	}
@@ -36,11 +37,8 @@ func TestSharesOfFunctionsAreTheirTruth(t *testing.T) {
 	}
 	pic := look(t, a.profiles(t, cxx.id))
 	pic.wantShares(t, "C++, in and below", pic.cum, map[string]float64{
-		"app::Engine::cycle()":                                  100,
-		"app::Stage<unsigned long>::alpha(unsigned long)":       60,
-		"app::Stage<unsigned long>::beta(unsigned long)":        40,
-		"app::Stage<unsigned long>::leaf_ten(unsigned long)":    10,
-		"app::(anonymous namespace)::leaf_sixty(unsigned long)": 60,
+		"main": 100, "app::Engine::cycle": 100, "app::Stage<unsigned long>::alpha": 60, "app::Stage<unsigned long>::beta": 40,
+		"app::(anonymous namespace)::leaf_sixty": 60, "app::leaf_thirty": 30, "app::Stage<unsigned long>::leaf_ten": 10,
 	})
 	pic = look(t, a.profiles(t, golang.id))
 	pic.wantShares(t, "Go, in and below", pic.cum, map[string]float64{
@@ -55,7 +53,7 @@ func TestSharesOfFunctionsAreTheirTruth(t *testing.T) {
 func TestKernelTimeIsShownBelowItsCaller(t *testing.T) {
 	a := startAgent(t, options{frequency: fine})
 	b := start(t, spec{args: []string{"/" + workload.Kernel}})
-	time.Sleep(5 * time.Second)
+	b.used(t, 3*time.Second)
 	b.kill(t)
 	a.stop(t)
 	pic := look(t, a.profiles(t, b.id))

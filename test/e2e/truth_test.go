@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"math"
 	"os"
@@ -87,10 +88,14 @@ func (pic *picture) share(m map[string]int64, name string) float64 {
 // wantShares checks percentages of the total within three points.
 func (pic *picture) wantShares(t *testing.T, what string, m map[string]int64, want map[string]float64) {
 	t.Helper()
+	var wrong []string
 	for name, w := range want {
 		if got := pic.share(m, name); math.Abs(got-w) > 3 {
-			t.Errorf("%s: %s has %.1f %%, want %.1f %% within 3 points\n%s", what, name, got, w, pic)
+			wrong = append(wrong, fmt.Sprintf("%s has %.1f %%, want %.1f %% within 3 points", name, got, w))
 		}
+	}
+	if wrong != nil {
+		t.Errorf("%s: %s\n%s", what, strings.Join(wrong, "; "), pic)
 	}
 }
 
@@ -103,11 +108,15 @@ func (pic *picture) String() string {
 	for s, v := range pic.stacks {
 		rows = append(rows, row{s, v})
 	}
-	slices.SortFunc(rows, func(a, b row) int { return int(b.v/1e6 - a.v/1e6) })
+	slices.SortFunc(rows, func(a, b row) int { return cmp.Compare(b.v, a.v) })
 	var b strings.Builder
 	fmt.Fprintf(&b, "%d profiles, %s in %d stacks\n", pic.profiles, time.Duration(pic.total[""]), len(rows))
 	for _, r := range rows[:min(len(rows), 15)] {
-		fmt.Fprintf(&b, "%12s  %s\n", time.Duration(r.v), r.stack)
+		stack := r.stack
+		if len(stack) > 160 { // the leaf says more than the root
+			stack = "…" + stack[len(stack)-160:]
+		}
+		fmt.Fprintf(&b, "%12s  %s\n", time.Duration(r.v).Round(time.Millisecond), stack)
 	}
 	return b.String()
 }
