@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -19,9 +20,12 @@ const (
 	maxFiles = 16 << 10
 	// maxFilesEach is how many of them may share one object: the same library in as many containers.
 	maxFilesEach = 2 << 10
-	// maxSame is how many objects with an equal beginning are compared with a new file. A container that writes many such
-	// files costs a comparison with the newest few.
-	maxSame = 4
+	// maxSame is how many objects with an equal beginning are compared with a new file, and maxSameBytes how much is read for
+	// it. Beginnings hold the build id: only a container that writes such files on purpose has more, and it costs no more.
+	maxSame      = 2
+	maxSameBytes = 64 << 20
+	// maxFailures bounds the memory for unreadable files.
+	maxFailures = 1 << 10
 	// failureLife is how long a file that could not be parsed is not tried again.
 	failureLife = 5 * time.Minute
 	// fingerprintBytes of a file's beginning tell which known object to compare it with: headers and build id lie there.
@@ -90,6 +94,7 @@ type CacheStats struct {
 	ParseTime time.Duration
 	Failed    uint64 // files that could not be read or whose headers make no sense
 	NotELF    uint64 // of these, files that are not ELF at all
+	Panics    uint64 // of these, files that met a bug of the parser; the error says where
 	Negative  uint64 // Loads answered with a remembered failure
 	Degraded  uint64 // objects with less than their file has to tell: too large for the budget, or partly nonsense
 	Evicted   uint64 // objects dropped to stay within the budget
@@ -179,11 +184,15 @@ func (c *Cache) read(f *os.File, key fileKey) (*Object, error) {
 	counted := &countingReader{r: f}
 	print, object, err := c.compare(counted, key)
 	shared := object != nil
+	bug := false
 	if err == nil && !shared {
-		object, err = parse(counted, key.size, c.budget/2)
+		object, bug, err = safeParse(counted, key.size, c.budget/2)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if bug {
+		c.stats.Panics++
+	}
 	c.stats.ReadBytes += counted.n
 	c.stats.ParseTime += c.now().Sub(start)
 	if !shared {
@@ -198,6 +207,18 @@ func (c *Cache) read(f *os.File, key fileKey) (*Object, error) {
 	return c.keep(object, print, key), nil
 }
 
+// safeParse parses, and turns a panic into an error: a file of a container must not end the agent, not even through a bug of
+// ours.
+func safeParse(r io.ReaderAt, size, budget int64) (o *Object, bug bool, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			o, bug, err = nil, true, fmt.Errorf("bug in the parser, please report it with the file: %v\n%s", p, debug.Stack())
+		}
+	}()
+	o, err = parse(r, size, budget)
+	return o, false, err
+}
+
 // compare returns the fingerprint of f and the known object whose parsed bytes f has too, or nil.
 func (c *Cache) compare(f io.ReaderAt, key fileKey) (fingerprint, *Object, error) {
 	print, err := fingerprintOf(f, key.size)
@@ -207,8 +228,17 @@ func (c *Cache) compare(f io.ReaderAt, key fileKey) (fingerprint, *Object, error
 	c.mu.Lock()
 	known := slices.Clone(c.prints[print])
 	c.mu.Unlock()
+	left := uint64(maxSameBytes)
 	for i := len(known) - 1; i >= max(0, len(known)-maxSame); i-- {
 		o := known[i].object
+		var n uint64
+		for _, l := range o.log {
+			n += l.n
+		}
+		if n > left {
+			continue
+		}
+		left -= n
 		if id, err := replay(f, key.size, o.log); err == nil && id == o.id {
 			return print, o, nil
 		}
@@ -229,7 +259,7 @@ func (c *Cache) fail(key fileKey, err error) error {
 	if errors.Is(err, ErrNotELF) {
 		c.stats.NotELF++
 	}
-	if len(c.failures) >= maxFiles {
+	if len(c.failures) >= maxFailures {
 		for k := range c.failures { // any: the worst that comes of it is one more attempt
 			delete(c.failures, k)
 			break

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -318,3 +319,14 @@ func TestLyingSizesAllocateNothing(t *testing.T) {
 		}
 	}
 }
+
+func TestAPanicIsAnErrorOfThatFile(t *testing.T) {
+	_, bug, err := safeParse(panicking{}, 1<<20, 1<<20)
+	if !bug || err == nil || !strings.Contains(err.Error(), "panicking") {
+		t.Errorf("bug %v, error %v; want true and one that says where", bug, err)
+	}
+}
+
+type panicking struct{}
+
+func (panicking) ReadAt([]byte, int64) (int, error) { panic("as a bug does") }

@@ -51,7 +51,6 @@ type image struct {
 	machine  elf.Machine
 	segments []segment
 	sections []section
-	dynamic  span // PT_DYNAMIC
 	buildID  string
 	goNote   bool // a note named "Go" is there: the file is a Go program
 }
@@ -144,8 +143,6 @@ func (m *image) readSegments(off, entsize, num uint64) error {
 			}
 		case elf.PT_NOTE:
 			notes = append(notes, span{s.off, s.filesz})
-		case elf.PT_DYNAMIC:
-			m.dynamic = span{s.off, s.filesz}
 		}
 	}
 	for _, n := range notes {

@@ -206,8 +206,8 @@ func FuzzDemangle(f *testing.F) {
 	f.Add("_RNvCs15kBYyAo9fc_7mycrate7example")
 	f.Add("memcpy@@GLIBC_2.14")
 	f.Fuzz(func(t *testing.T, s string) {
-		if d := Demangle(s); s != "" && d == "" || len(d) > max(len(s), 1<<maxDemangledShift)+64 {
-			t.Fatalf("Demangle(%q) has %d bytes", s, len(d))
+		if d := demangled(s); s != "" && d == "" || len(d) > max(len(s), 1<<maxDemangledShift)+64 {
+			t.Fatalf("demangled(%q) has %d bytes", s, len(d))
 		}
 	})
 }

@@ -8,7 +8,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 )
@@ -18,6 +20,11 @@ var toolchains = flag.String("toolchains", "", "comma-separated Go toolchains (g
 
 // goProgram copies the test program into a module of its own, so that releases older than ours may build it, and builds it.
 func goProgram(t testing.TB, toolchain string, cgo bool, args ...string) string {
+	t.Helper()
+	return goProgramFor(t, runtime.GOARCH, toolchain, cgo, args...)
+}
+
+func goProgramFor(t testing.TB, arch, toolchain string, cgo bool, args ...string) string {
 	t.Helper()
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("testdata/goprogram")); err != nil {
@@ -29,7 +36,7 @@ func goProgram(t testing.TB, toolchain string, cgo bool, args ...string) string 
 	path := filepath.Join(dir, "program")
 	cmd := exec.Command("go", append([]string{"build", "-o", path}, args...)...)
 	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=", "GOWORK=off", "GOARCH="+arch)
 	if cgo {
 		cmd.Env = append(cmd.Env, "CGO_ENABLED=1")
 	}
@@ -78,6 +85,70 @@ func TestGoProgramsAreNamedAsTheirRuntimeDoes(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// architectures are those to cross-compile for besides arm64.
+var architectures = flag.String("architectures", "", "comma-separated GOARCHs to cross-compile the test program for, besides arm64")
+
+// TestGoProgramsOfOtherArchitectures compares with go tool nm and go tool addr2line, which read the tables in their own way:
+// they know the outermost function and the innermost line.
+func TestGoProgramsOfOtherArchitectures(t *testing.T) {
+	list := []string{"arm64"}
+	if *architectures != "" {
+		list = append(list, strings.Split(*architectures, ",")...)
+	}
+	for _, arch := range list {
+		t.Run(arch, func(t *testing.T) {
+			path := goProgramFor(t, arch, "", false, "-ldflags=-checklinkname=0")
+			o := parseFile(t, path)
+			var in strings.Builder
+			var addrs []Address
+			for l := range strings.Lines(run(t, "go", "tool", "nm", path)) {
+				f := strings.Fields(l)
+				if len(f) < 3 || f[1] != "T" && f[1] != "t" || f[2] == "runtime.etext" || f[2] == "runtime.text" {
+					continue
+				}
+				a, err := strconv.ParseUint(f[0], 16, 64)
+				if err != nil {
+					t.Fatal(l)
+				}
+				lines := o.Lookup(nil, Address(a))
+				// The symbol table tells assembly functions from their wrappers, and writes a dot as it is.
+				want := strings.TrimSuffix(strings.Join(f[2:], " "), ".abi0")
+				if len(lines) == 0 || strings.ReplaceAll(lines[len(lines)-1].Function, "·", ".") != want {
+					t.Errorf("at %#x: got %v, nm says %s", a, lines, want)
+				}
+				addrs = append(addrs, Address(a), Address(a)+16)
+			}
+			for _, a := range addrs {
+				fmt.Fprintf(&in, "%#x\n", uint64(a))
+			}
+			cmd := exec.Command("go", "tool", "addr2line", path)
+			cmd.Stdin = strings.NewReader(in.String())
+			out, err := cmd.Output()
+			if err != nil {
+				t.Fatal(err)
+			}
+			answers := strings.Split(strings.TrimSpace(string(out)), "\n")
+			if len(answers) != 2*len(addrs) || len(addrs) < 1000 {
+				t.Fatalf("%d answers for %d addresses", len(answers), len(addrs))
+			}
+			bad := 0
+			for i, a := range addrs {
+				lines := o.Lookup(nil, a)
+				if len(lines) == 0 || answers[2*i] == "?" {
+					continue // beyond the last function
+				}
+				place := fmt.Sprintf("%s:%d", lines[0].File, lines[0].Line)
+				if name := lines[len(lines)-1].Function; name != answers[2*i] || place != answers[2*i+1] && lines[0].Line != 0 {
+					if bad++; bad < 5 {
+						t.Errorf("at %#x: got %v, addr2line says %s %s", a, lines, answers[2*i], answers[2*i+1])
+					}
+				}
+			}
+			t.Logf("%d addresses compared, %d differ", len(addrs), bad)
+		})
 	}
 }
 

@@ -108,14 +108,14 @@ func (o *Object) Lookup(dst []Line, a Address) []Line {
 		return o.golang.lookup(dst, a)
 	}
 	if name, ok := o.table.lookup(a); ok {
-		dst = append(dst, Line{Function: Demangle(name)})
+		dst = append(dst, Line{Function: demangled(name)})
 	}
 	return dst
 }
 
-// Demangle turns a linkage name of C++ or Rust into the one people write, without parameters, clone suffixes and symbol
+// demangled turns a linkage name of C++ or Rust into the one people write, without parameters, clone suffixes and symbol
 // version. Names of other languages, and whatever it cannot read, stay as they are.
-func Demangle(name string) string {
+func demangled(name string) string {
 	base, version, _ := strings.Cut(name, "@")
 	if base == "" {
 		return name

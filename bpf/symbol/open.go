@@ -24,7 +24,9 @@ const openTries = 8
 //
 // Errors are *os.PathError; errors.Is finds os.ErrNotExist, [ErrNotRegular], and unix.ENOSYS on kernels before 5.6, where it
 // refuses.
-func OpenInRoot(root, path string) (*os.File, error) {
+func OpenInRoot(root, path string) (*os.File, error) { return openInRoot(root, path, unix.Openat2) }
+
+func openInRoot(root, path string, openat2 func(int, string, *unix.OpenHow) (int, error)) (*os.File, error) {
 	fail := func(err error) (*os.File, error) {
 		if err == unix.ENOSYS {
 			err = fmt.Errorf("%w: files of containers are only opened where the kernel keeps lookups inside their root (openat2, Linux 5.6)", err)
@@ -39,7 +41,7 @@ func OpenInRoot(root, path string) (*os.File, error) {
 	}
 	defer unix.Close(dir)
 	name, err := retry(func() (int, error) {
-		return unix.Openat2(dir, path, &unix.OpenHow{
+		return openat2(dir, path, &unix.OpenHow{
 			Flags:   unix.O_PATH | unix.O_CLOEXEC,
 			Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 		})

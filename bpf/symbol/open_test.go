@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -172,4 +173,23 @@ func TestFilesOfProcessesAreOpenedThroughTheirRoot(t *testing.T) {
 	if o.golang == nil {
 		t.Error("our own program is not recognised as Go")
 	}
+}
+
+func TestWithoutOpenat2NothingIsOpened(t *testing.T) {
+	root := testRoot(t)
+	_, err := openInRoot(root, "/usr/lib/inside", func(int, string, *unix.OpenHow) (int, error) { return -1, unix.ENOSYS })
+	if !errors.Is(err, unix.ENOSYS) || !strings.Contains(err.Error(), "Linux 5.6") {
+		t.Errorf("%v, want ENOSYS that names the kernel needed", err)
+	}
+	tries := 0
+	f, err := openInRoot(root, "/usr/lib/inside", func(dir int, path string, how *unix.OpenHow) (int, error) {
+		if tries++; tries < 3 {
+			return -1, unix.EAGAIN // a rename raced with the lookup
+		}
+		return unix.Openat2(dir, path, how)
+	})
+	if err != nil {
+		t.Fatalf("after %d tries: %v", tries, err)
+	}
+	f.Close()
 }

@@ -66,7 +66,8 @@ func (m *image) slotSymbols() (map[Address]uint32, error) {
 		if s.typ != elf.SHT_RELA || s.flags&elf.SHF_ALLOC == 0 || !m.inFile(s) || s.size > left {
 			continue
 		}
-		if !strings.HasPrefix(s.name, ".rela.plt") && !strings.HasPrefix(s.name, ".rela.dyn") {
+		// .rela.dyn is large and names stubs of .plt.got only.
+		if s.name != ".rela.plt" && (s.name != ".rela.dyn" || m.section(".plt.got") == nil) {
 			continue
 		}
 		left -= s.size

@@ -185,8 +185,8 @@ func TestDemangle(t *testing.T) {
 		"_ZNK5boost9function0IvEclEv":                     "boost::function0<void>::operator()",
 		"__x64_sys_read":                                  "__x64_sys_read",
 	} {
-		if got := Demangle(in); got != want {
-			t.Errorf("Demangle(%q) = %q, want %q", in, got, want)
+		if got := demangled(in); got != want {
+			t.Errorf("demangled(%q) = %q, want %q", in, got, want)
 		}
 	}
 }
