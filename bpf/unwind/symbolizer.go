@@ -163,6 +163,8 @@ type Symbolizer struct {
 	scopes map[uint32]int64 // bytes
 	bytes  int64
 
+	execs map[uint32]int // execs read in this window, by scope
+
 	kernel           *Recent[uint64, *profile.Location] // by address
 	kernelFunctions  *Recent[fixedKey, *profile.Location]
 	kernelGeneration uint64
@@ -200,6 +202,7 @@ type SymbolizerStats struct {
 	Stacks, Bytes int64             // held
 	Resolved      uint64            // stacks that arrived
 	OverBudget    uint64            // stacks that were not kept
+	ExecsHeld     uint64            // execs that were not looked at, because their scope has so many
 	Epochs        uint64            // times that a process's stacks were asked for again
 	EpochErrors   uint64            // times that this failed
 	KernelReads   uint64            // times that the kernel's symbols were read again
@@ -208,10 +211,14 @@ type SymbolizerStats struct {
 }
 
 type symbolizerCounters struct {
-	named                                              [namedCount]atomic.Uint64
-	stacks, bytes                                      atomic.Int64
-	resolved, overBudget, epochs, epochErrors, kernels atomic.Uint64
+	named                                                         [namedCount]atomic.Uint64
+	stacks, bytes                                                 atomic.Int64
+	resolved, overBudget, execsHeld, epochs, epochErrors, kernels atomic.Uint64
 }
+
+// maxExecs is how many processes of one scope are read at their exec in one window. Each costs some 150 µs, and a build or a
+// shell script starts hundreds in a second of which few are ever sampled.
+const maxExecs = 500
 
 // stackCost is what keeping a stack takes beside its frames: a key, an entry of the map.
 const stackCost = 128
@@ -236,6 +243,7 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 		stacks:          map[Key]held{},
 		refs:            map[*profile.Location]ref{},
 		scopes:          map[uint32]int64{},
+		execs:           map[uint32]int{},
 		kernel:          NewRecent[uint64, *profile.Location](8192),
 		kernelFunctions: NewRecent[fixedKey, *profile.Location](4096),
 	}
@@ -258,6 +266,11 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 
 // Exec enters a process in scope that has just exec'd and reads its maps and files: it may be gone in a millisecond.
 func (s *Symbolizer) Exec(id process.ID, scope uint32) {
+	if s.execs[scope] == maxExecs {
+		s.stats.execsHeld.Add(1)
+		return // it is read at its first stack
+	}
+	s.execs[scope]++
 	p := s.table.Exec(id, scope)
 	st := s.state(p)
 	for slot, f := range s.slots {
@@ -411,6 +424,7 @@ func (s *Symbolizer) Forget(k Key) {
 // counted. It looks whether their code is still where it was, and forgets processes that ended two windows ago.
 func (s *Symbolizer) WindowEnd(active []process.ID) {
 	s.kernelWait = max(0, s.kernelWait-1)
+	clear(s.execs)
 	better := map[*process.Process]bool{}
 	for p, st := range s.states {
 		for _, a := range st.attachments {
@@ -547,7 +561,7 @@ func (s *Symbolizer) Stats() SymbolizerStats {
 	c := &s.stats
 	out := SymbolizerStats{
 		Frames: make(map[string]uint64, namedCount), Stacks: c.stacks.Load(), Bytes: c.bytes.Load(), Resolved: c.resolved.Load(),
-		OverBudget: c.overBudget.Load(), Epochs: c.epochs.Load(), EpochErrors: c.epochErrors.Load(), KernelReads: c.kernels.Load(),
+		OverBudget: c.overBudget.Load(), ExecsHeld: c.execsHeld.Load(), Epochs: c.epochs.Load(), EpochErrors: c.epochErrors.Load(), KernelReads: c.kernels.Load(),
 		Processes: s.table.Stats(), Unwinders: map[string]map[string]uint64{},
 	}
 	for n := range namedCount {

@@ -5,7 +5,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -62,6 +64,17 @@ func TestAFrameWithoutSymbolIsFileAndAddress(t *testing.T) {
 	}
 	if n := b.Stats().Frames; n["address"] != 1 {
 		t.Errorf("counted %v", n)
+	}
+}
+
+func TestGoFramesHaveLines(t *testing.T) {
+	id := identify(t, os.Getpid())
+	pc := reflect.ValueOf(TestGoFramesHaveLines).Pointer()
+	f := runtime.FuncForPC(pc)
+	file, line := f.FileLine(pc)
+	got := newBench(t, nil).stack(id, scope, nil, frame(uint64(pc), false))[0].Line[0]
+	if got.Function.Name != f.Name() || got.Function.Filename != file || got.Line != int64(line) || got.Function.StartLine != int64(line) {
+		t.Errorf("got %+v line %d, want %s %s:%d", got.Function, got.Line, f.Name(), file, line)
 	}
 }
 
@@ -512,6 +525,23 @@ func TestFirstThreadEnded(t *testing.T) {
 	}
 	if got := newBench(t, nil).resolve(p, p.at["leaf"]); got != "leaf" {
 		t.Errorf("got %s", got)
+	}
+}
+
+func TestExecStormIsBounded(t *testing.T) {
+	b := newBench(t, nil)
+	for i := range 10_000 {
+		b.Exec(process.ID{PID: 1 << 22, StartBoottime: uint64(i), ExecID: 1}, 1)
+	}
+	if s := b.Stats(); s.Processes.Reads > 1000 || s.ExecsHeld < 9000 {
+		t.Errorf("%d maps read, %d execs held", s.Processes.Reads, s.ExecsHeld)
+	}
+	file := build(t, "target", "target.c", "-pthread")
+	p := start(t, exec.Command(file))
+	b.Exec(p.id, 2) // another container
+	p.kill()
+	if got := names(b.stack(p.id, 2, nil, frame(p.at["leaf"], false))); got != "leaf" {
+		t.Errorf("another container: got %s", got)
 	}
 }
 

@@ -24,8 +24,6 @@ const (
 	// anonymous is the mapping of code that has no file.
 	anonymous = "[anon]"
 
-	// strongWindows is how long a file's symbols are held for a process without being used. Then the cache alone decides.
-	strongWindows = 6
 	// retryWindows is how long a file that could not be read is not tried again for the same process.
 	retryWindows = 6
 	// maxDonors bounds the other processes that are asked for a file of one that is gone, maxSiblings those whose mappings are
@@ -33,12 +31,16 @@ const (
 	maxDonors   = 8
 	maxSiblings = 32
 	maxLearn    = 64
-	// maxBases bounds the hints that are kept for a process.
+	// maxBases bounds the hints that are kept for a process, maxFiles the files: a process can map one after the other.
 	maxBases = 64
+	maxFiles = 2048
 
 	locationBudget = 6 << 20 // bytes
 	buildBudget    = 1 << 20
 	jitBudget      = 64 << 10
+	// objectBudget bounds the symbols that are held here beside the cache: those of files in use stay while others come and
+	// go, and those that a process left behind stay for its last stacks.
+	objectBudget = 8 << 20
 )
 
 // Symbolizer implements [unwind.Symbolizing].
@@ -50,6 +52,7 @@ func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
 		locations:   unwind.NewRecent[locationKey, named](locationBudget),
 		jits:        unwind.NewRecent[string, *profile.Location](jitBudget),
 		builds:      unwind.NewRecent[buildKey, build](buildBudget),
+		objects:     unwind.NewRecent[weak.Pointer[symbol.Object], *symbol.Object](objectBudget),
 		learned:     map[uint32]bool{},
 	}
 }
@@ -64,7 +67,8 @@ type symbolizer struct {
 	locations *unwind.Recent[locationKey, named]
 	jits      *unwind.Recent[string, *profile.Location] // by the mapping's name
 	// builds finds a file by its build id, within one scope only: a container can ship a file that claims another's id.
-	builds *unwind.Recent[buildKey, build]
+	builds  *unwind.Recent[buildKey, build]
+	objects *unwind.Recent[weak.Pointer[symbol.Object], *symbol.Object]
 	// learned holds the scopes whose files were searched for build ids in this window.
 	learned map[uint32]bool
 	lines   []symbol.Line
@@ -143,14 +147,13 @@ type fileKey struct {
 	path         string
 }
 
-// file is a mapped file. Its symbols are held for as long as they are used; after that the cache may drop them.
+// file is a mapped file. The cache decides how long its symbols are there; when they are needed again the file is read again.
 type file struct {
 	mapping *process.Mapping
-	object  *symbol.Object
-	known   weak.Pointer[symbol.Object]
+	object  weak.Pointer[symbol.Object]
 	load    *load  // not finished yet
 	notELF  bool   // executable all the same: code that was made at run time
-	used    uint64 // window
+	used    uint64 // last window in which the symbols were used, plus 1
 	retry   uint64 // window before which it is not tried again
 	missed  bool   // frames were named without its symbols
 }
@@ -177,13 +180,8 @@ func (a *attachment) Detach() { delete(a.s.attachments, a.p) }
 // WindowEnd implements [unwind.Attachment].
 func (a *attachment) WindowEnd() (better bool) {
 	for _, f := range a.files {
-		if f.object == nil && f.missed && (f.load != nil || a.s.window >= f.retry) && !f.notELF {
-			if a.object(f) != nil {
-				f.missed, better = false, true
-			}
-		}
-		if f.object != nil && f.used+strongWindows <= a.s.window {
-			f.object = nil // f.known stays
+		if f.missed && !f.notELF && a.object(f) != nil {
+			f.missed, better = false, true
 		}
 	}
 	return better
@@ -309,21 +307,21 @@ func (a *attachment) file(m *process.Mapping) *file {
 	key := fileKey{m.Major, m.Minor, m.Inode, m.Path}
 	f := a.files[key]
 	if f == nil {
+		if len(a.files) == maxFiles {
+			clear(a.files)
+		}
 		f = &file{}
 		a.files[key] = f
 	}
 	f.mapping = m // where it is mapped now
-	f.used = a.s.window
 	return f
 }
 
 // object returns the symbols of a file, reading them if need be; nil if that is not possible, or not yet.
 func (a *attachment) object(f *file) *symbol.Object {
-	if f.object != nil {
-		return f.object
-	}
-	if f.object = f.known.Value(); f.object != nil {
-		return f.object
+	if object := f.object.Value(); object != nil {
+		a.s.hold(f, object)
+		return object
 	}
 	if f.notELF || f.load == nil && a.s.window < f.retry {
 		return nil
@@ -353,7 +351,8 @@ func (a *attachment) object(f *file) *symbol.Object {
 		if donor {
 			a.s.donated.Add(1)
 		}
-		f.object, f.known = object, weak.Make(object)
+		f.object = weak.Make(object)
+		a.s.hold(f, object)
 		a.s.register(a.p.Scope(), object, f.mapping.Path)
 		return object
 	case errors.Is(err, symbol.ErrNotELF), errors.Is(err, symbol.ErrNotRegular):
@@ -370,6 +369,17 @@ func (a *attachment) object(f *file) *symbol.Object {
 	}
 	f.retry = a.s.window + retryWindows
 	return nil
+}
+
+// hold keeps an object in memory because it is in use. Once per window is enough.
+func (s *symbolizer) hold(f *file, object *symbol.Object) {
+	if f.used == s.window+1 {
+		return
+	}
+	f.used = s.window + 1
+	if _, ok := s.objects.Get(f.object); !ok {
+		s.objects.Put(f.object, object, object.Bytes())
+	}
 }
 
 // register makes an object known by its build id.

@@ -1,0 +1,148 @@
+//go:build root
+
+package unwind_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stoker-profiler/stoker/bpf/process"
+	"github.com/stoker-profiler/stoker/bpf/sampler"
+	"github.com/stoker-profiler/stoker/bpf/symbol"
+	"github.com/stoker-profiler/stoker/bpf/unwind"
+	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+)
+
+// live joins the sampler with a Symbolizer as the agent does.
+type live struct {
+	*unwind.Symbolizer
+	queue   chan func()
+	names   map[string]uint64 // samples by name of each frame
+	samples uint64
+	lost    uint64
+}
+
+func (l *live) Exec(id process.ID, scope uint32) { l.queue <- func() { l.Symbolizer.Exec(id, scope) } }
+func (l *live) Exit(id process.ID)               { l.queue <- func() { l.Symbolizer.Exit(id) } }
+func (l *live) Stack(s unwind.Stack)             { l.queue <- func() { l.Symbolizer.Stack(s) } }
+func (l *live) Forget(k unwind.Key)              { l.queue <- func() { l.Symbolizer.Forget(k) } }
+func (l *live) ProcessesLost()                   { l.queue <- func() { l.Sweep() } }
+func (l *live) Window(w sampler.Window) {
+	done := make(chan struct{})
+	l.queue <- func() { l.window(w); close(done) }
+	<-done
+}
+
+func (l *live) window(w sampler.Window) {
+	var active []process.ID
+	for _, c := range w.Counts {
+		locations, ok := l.Locations(c.Key)
+		if !ok {
+			l.lost += c.N
+		}
+		l.samples += c.N
+		for _, loc := range locations {
+			l.names[loc.Line[0].Function.Name] += c.N
+		}
+		active = append(active, c.Key.Process)
+	}
+	l.WindowEnd(active)
+}
+
+// sample runs a command in a cgroup of its own, sampled at 97 Hz, and returns what was seen when it has ended.
+func sample(t *testing.T, cmd *exec.Cmd) *live {
+	t.Helper()
+	h, err := cgroupfs.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := fmt.Sprintf("/stoker-test-%d-symbolizer", os.Getpid())
+	dir := filepath.Join(h.Mount, name)
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+			if err := os.Remove(dir); err == nil || time.Now().After(deadline) {
+				if err != nil {
+					t.Error(err)
+				}
+				return
+			}
+		}
+	})
+	id, err := h.ID(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unwinders := []unwind.Unwinder{native.Unwinder{}}
+	s, err := sampler.Open(sampler.Config{FrequencyHz: 97, CgroupController: h.Controller, Unwinders: unwinders})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if _, err := s.Scopes().Add(id, 1); err != nil {
+		t.Fatal(err)
+	}
+	kernel, err := symbol.NewKernel("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l := &live{names: map[string]uint64{}, queue: make(chan func(), 8192)}
+	l.Symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
+		Unwinders: unwinders, Cache: symbol.NewCache(24 << 20), Kernel: kernel, Current: s.Current, RaiseEpoch: s.RaiseEpoch,
+	})
+	consumed := make(chan struct{})
+	go func() {
+		defer close(consumed)
+		for f := range l.queue {
+			f()
+		}
+	}()
+	ctx, stop := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- s.Run(ctx, time.Second, l) }()
+
+	// The shell enters the cgroup and becomes the command.
+	enter := exec.Command("sh", append([]string{"-c", `echo $$ >"$0"/cgroup.procs && exec "$@"`, dir}, cmd.Args...)...)
+	enter.Stdout, enter.Stderr = os.Stdout, os.Stderr
+	if err := enter.Run(); err != nil {
+		t.Errorf("%v: %v", cmd.Args, err)
+	}
+	stop()
+	if err := <-ran; err != nil {
+		t.Fatal(err)
+	}
+	close(l.queue)
+	<-consumed
+	return l
+}
+
+// 200 processes of 50 ms each: at least 95 % of the user frames of files that have symbols are named.
+func TestShortLivedProcessesAreNamed(t *testing.T) {
+	brief := build(t, "brief", "brief.c", "-pie", "-fPIE")
+	l := sample(t, exec.Command("sh", "-c", `for i in $(seq 100); do "$0" 50 & "$0" 50; wait; done`, brief))
+	good := l.names["brief_work"] + l.names["main"]
+	bad := uint64(0)
+	for name, n := range l.names {
+		if strings.HasPrefix(name, "brief!") || strings.HasPrefix(name, "unknown!") || name == unwind.Unknown {
+			bad += n
+			t.Logf("%6d %s", n, name)
+		}
+	}
+	stats := l.Stats()
+	t.Logf("%d samples, %d frames of the program named, %d not; %+v", l.samples, good, bad, stats)
+	if l.samples < 500 || float64(good) < 0.95*float64(good+bad) || l.lost != 0 {
+		t.Errorf("%d samples (%d without a stack): %d frames of the program are named, %d are not", l.samples, l.lost, good, bad)
+	}
+	if n := stats.Processes.Processes; n > 100 {
+		t.Errorf("%d processes are remembered after all have ended", n)
+	}
+}
