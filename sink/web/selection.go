@@ -290,16 +290,17 @@ func (s *server) series(w http.ResponseWriter, r *http.Request) error {
 	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
 	defer cancel()
 	start := sel.From.Truncate(step)
+	n := int((sel.To.Sub(start) + step - 1) / step)
 	query, err := s.query(ctx, sel)
 	if err != nil {
 		return err
 	}
-	query.From = start
+	// Whole steps: a part of the first or the last would look like a fall.
+	query.From, query.To = start, start.Add(time.Duration(n)*step)
 	list, err := s.store.Series(ctx, query, step)
 	if err != nil {
 		return fmt.Errorf("read the store: %w", err)
 	}
-	n := int((sel.To.Sub(start) + step - 1) / step)
 	out := SeriesAnswer{FromMS: sel.From.UnixMilli(), ToMS: sel.To.UnixMilli(), StartMS: start.UnixMilli(), StepMS: step.Milliseconds(), Series: []Series{}}
 	last, lastLength := s.complete(ctx, now, start, step, n)
 	out.Complete = last

@@ -245,7 +245,7 @@ func (s *server) record(w http.ResponseWriter, r *http.Request) error {
 	}
 	rc := http.NewResponseController(w)
 	// The answer takes as long as the recording, and a while to symbolize and send.
-	if err := errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(s.cfg.Now().Add(d+2*time.Minute))); err != nil && !errors.Is(err, http.ErrNotSupported) {
+	if err := errors.Join(rc.SetReadDeadline(time.Time{}), rc.SetWriteDeadline(time.Now().Add(d+2*time.Minute))); err != nil && !errors.Is(err, http.ErrNotSupported) {
 		return fmt.Errorf("prepare the answer: %w", err)
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), d+time.Minute)

@@ -490,7 +490,7 @@ function drawEmpty() {
   const store = health?.store;
   const oldest = store?.oldest ? Date.parse(store.oldest) : 0, newest = store?.newest ? Date.parse(store.newest) : 0;
   show('empty' + Math.random(), () => [el('div', { class: 'empty big' },
-    el('h2', {}, row ? `No samples of ${row.name} here` : anything ? 'No samples here' : 'The store has nothing for this range'),
+    el('h2', {}, row ? `No samples of ${row.name} here` : anything ? 'No samples here' : health && !store?.profiles ? 'Nothing is stored yet' : 'The store has nothing for this range'),
     row?.info?.reason ? el('p', {}, 'It is not profiled: ', row.info.reason)
       : el('p', {}, row ? 'It did not use the CPU between ' : 'Nothing was sampled between ', span(r.from, r.to), '.'),
     anything || !health ? null : store?.profiles
@@ -510,7 +510,7 @@ function drawMeta() {
   const r = effectiveRange();
   const facts = [];
   const fact = (k, v, title) => facts.push(el('span', { class: 'fact', title }, el('span', { class: 'k' }, k), el('span', { class: 'v' }, v)));
-  if (state.view !== 'compare' && profile?.key === JSON.stringify(profileParams(r))) {
+  if (state.view !== 'compare' && profile?.total && profile.key === JSON.stringify(profileParams(r))) {
     fact('CPU time', profile.unit === 'nanoseconds' ? cpuTime(profile.total) : count(profile.total));
     fact('of', `${duration(r.to - r.from)}, ${profile.profiles} ${profile.profiles === 1 ? 'profile' : 'profiles'}`, span(r.from, r.to));
     // Older profiles are kept in pieces of minutes, then hours: a short selection shows the whole of those it touches.

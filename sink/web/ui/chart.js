@@ -140,6 +140,7 @@ export class Chart {
     const end = (e) => {
       if (!start) return;
       start = null;
+      if (e.pointerType !== 'mouse') this.leave(); // a finger does not hover
       const d = this.dragging;
       this.dragging = null;
       if (d && e.type === 'pointerup') this.commit(d.from, d.to);
