@@ -1,0 +1,298 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/stoker-profiler/stoker/bpf/sampler"
+	"github.com/stoker-profiler/stoker/bpf/symbol"
+	"github.com/stoker-profiler/stoker/bpf/unwind"
+	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/cmd/stoker/config"
+	"github.com/stoker-profiler/stoker/labeler"
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/containerd"
+	"github.com/stoker-profiler/stoker/runtime/registry"
+	"github.com/stoker-profiler/stoker/sink"
+	"github.com/stoker-profiler/stoker/sink/pyroscope"
+	"github.com/stoker-profiler/stoker/sink/store"
+	"github.com/stoker-profiler/stoker/sink/web"
+)
+
+// This file wires the agent, in the order of the data:
+//
+//	container event → registry → scope → kernel → stack → symbols → labels → pprof → store → sink
+
+// agent is all parts of a running agent. What a field does not guard itself, run's goroutines do not share.
+type agent struct {
+	cfg       config.Config
+	log       *slog.Logger
+	version   string
+	node      string
+	startedAt time.Time
+
+	hierarchy  cgroupfs.Hierarchy
+	sampler    *sampler.Sampler
+	registry   *registry.Registry
+	sources    []container.Source
+	kernel     *symbol.Kernel // nil: kernel addresses have no names; kernelErr says why
+	kernelErr  error
+	files      *symbol.Cache
+	symbolizer *unwind.Symbolizer
+	labeler    atomic.Pointer[labeler.Labeler]
+	pipeline   *pipeline
+	writer     *writer      // nil: nothing is kept
+	store      *store.Store // nil: nothing is kept
+	uploaders  []sink.Uploader
+	metrics    http.Handler
+}
+
+// fileCacheBytes bounds the symbols of all files together. 20 containers with a few large binaries each fit.
+const fileCacheBytes = 24 << 20
+
+// newAgent makes the parts that stoker run, and record, top and ps without an agent, have in common: all up to the pprof.
+func newAgent(cfg config.Config, log *slog.Logger, version string) (a *agent, err error) {
+	a = &agent{cfg: cfg, log: log, version: version, startedAt: time.Now()}
+	defer func() {
+		if err != nil && a.sampler != nil {
+			a.sampler.Close()
+		}
+	}()
+	if a.node, err = os.Hostname(); err != nil {
+		return nil, fmt.Errorf("learn the name of this node: %w", err)
+	}
+
+	// Kernel: what samples, and the scopes that the registry will fill.
+	if a.hierarchy, err = cgroupfs.Detect(); err != nil {
+		return nil, fmt.Errorf("find the cgroup hierarchy: %w", err)
+	}
+	unwinders := []unwind.Unwinder{native.Unwinder{}}
+	a.sampler, err = sampler.Open(sampler.Config{
+		FrequencyHz:      cfg.Sampling.Frequency,
+		CgroupController: a.hierarchy.Controller,
+		Unwinders:        unwinders,
+		Log:              log,
+	})
+	if err != nil {
+		return nil, err
+	}
+
+	// Containers: sources speak to the registry, the registry to the scopes.
+	a.registry = registry.New(registry.Config{
+		Scopes:          a.sampler.Scopes(),
+		Frequency:       cfg.Sampling.Frequency,
+		Targets:         targetRules(cfg),
+		ContainerLabels: labelPolicy(cfg),
+		Log:             log,
+	})
+	if a.sources, err = a.newSources(); err != nil {
+		return nil, err
+	}
+
+	// Symbols.
+	if a.kernel, a.kernelErr = symbol.NewKernel("/proc"); a.kernelErr != nil {
+		log.Warn("kernel functions will have no names", "err", a.kernelErr)
+	}
+	a.files = symbol.NewCache(fileCacheBytes)
+	a.symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
+		Unwinders:  unwinders,
+		Cache:      a.files,
+		Kernel:     a.kernel,
+		Peers:      a.peers,
+		Current:    a.sampler.Current,
+		RaiseEpoch: a.sampler.RaiseEpoch,
+	})
+
+	// Labels and profiles.
+	l, err := labeler.New(a.labels(cfg))
+	if err != nil {
+		return nil, fmt.Errorf("labels: %w", err)
+	}
+	a.labeler.Store(l)
+	period := time.Second.Nanoseconds() / int64(cfg.Sampling.Frequency)
+	a.pipeline = newPipeline(a.symbolizer, a.registry, a.labeler.Load, period, log)
+	return a, nil
+}
+
+// newSources lists the sources of containers: the runtimes, and the cgroup tree for what no runtime tells.
+func (a *agent) newSources() ([]container.Source, error) {
+	var sources []container.Source
+	if addresses := a.cfg.Runtimes.Containerd.Address; len(addresses) != 1 || addresses[0] != config.Off {
+		found, err := containerd.Sources(containerd.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
+		if err != nil {
+			return nil, fmt.Errorf("containerd: %w", err)
+		}
+		sources = append(sources, found...)
+	}
+	return append(sources, cgroupfs.NewScanner(a.hierarchy, a.log)), nil
+}
+
+// runAgent is `stoker run`: it blocks until ctx ends, then writes the open window and returns. reload reads the configuration
+// again, for SIGHUP.
+func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version string, reload <-chan config.Config) (err error) {
+	a, err := newAgent(cfg, log, version)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.sampler.Close()) }()
+
+	// Sinks: the store first; it is the queue of the others.
+	for _, e := range cfg.Pyroscope {
+		u, err := pyroscope.New(endpoint(e))
+		if err != nil {
+			return fmt.Errorf("pyroscope endpoint %s: %w", e.Name, err)
+		}
+		a.uploaders = append(a.uploaders, u)
+	}
+	if a.store, err = store.Open(a.storeConfig()); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.store.Close()) }()
+	a.writer = newWriter(a.store, log)
+	a.pipeline.write = a.writer.write
+	a.metrics = a.newMetrics()
+
+	// What serves ends after what samples, so that the last window is written and seen.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+	var servers errgroup.Group
+	if err := a.serve(serving, &servers); err != nil {
+		return err
+	}
+	for i, u := range a.uploaders {
+		servers.Go(func() error { return ended(serving, a.store.Deliver(serving, u, deliverConfig(cfg.Pyroscope[i]))) })
+	}
+	servers.Go(func() error { a.writer.run(serving); return nil })
+	servers.Go(func() error { a.watchReload(ctx, reload); return nil })
+
+	log.Info("stoker runs", "version", version, "frequency", cfg.Sampling.Frequency, "window", cfg.Sampling.Window,
+		"store", cfg.Store.Path, "web", cfg.Web.Listen, "socket", cfg.Socket, "cgroup", a.hierarchy.Mount)
+	err = a.sample(ctx)
+	a.writer.flush()
+	stopServing()
+	return errors.Join(err, servers.Wait())
+}
+
+// sample runs sources, sampler and pipeline until ctx ends and the last window has gone through.
+func (a *agent) sample(ctx context.Context) error {
+	sources, ctx := errgroup.WithContext(ctx)
+	for _, s := range a.sources {
+		sources.Go(func() error {
+			if err := ended(ctx, s.Run(ctx, a.registry.Apply)); err != nil {
+				return fmt.Errorf("source %s: %w", s.Name(), err)
+			}
+			return nil
+		})
+	}
+	done := make(chan struct{})
+	go func() { defer close(done); a.pipeline.run() }()
+	err := a.sampler.Run(ctx, a.cfg.Sampling.Window, a.pipeline)
+	a.pipeline.stop()
+	<-done
+	return errors.Join(err, sources.Wait())
+}
+
+// ended turns the error of a context that was cancelled on purpose into nil.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// serve opens the web page and the socket, and answers on both.
+func (a *agent) serve(ctx context.Context, servers *errgroup.Group) error {
+	wc := web.Config{Logger: a.log, Window: a.cfg.Sampling.Window, Hosts: a.cfg.Web.Hosts}
+	var token string
+	if f := a.cfg.Web.TokenFile; f != "" {
+		var err error
+		if token, err = web.ReadToken(f); err != nil {
+			return err
+		}
+	}
+	if dir := filepath.Dir(a.cfg.Socket); dir != "." {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return fmt.Errorf("make the directory of the agent's socket: %w; name another place with socket:", err)
+		}
+	}
+	open := func(addr string, c web.Config) error {
+		l, err := web.Listen(addr, web.Group)
+		if err != nil {
+			return err
+		}
+		h, err := web.Handler(backend{a}, a.store, c)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		servers.Go(func() error { return web.Serve(ctx, l, h, a.log) })
+		return nil
+	}
+	if err := open("unix:"+a.cfg.Socket, wc); err != nil {
+		return err
+	}
+	if a.cfg.Web.Listen == config.Off {
+		return nil
+	}
+	wc.Token = token
+	return open(a.cfg.Web.Listen, wc)
+}
+
+// startLocal starts a sampler for one command, where no agent runs: the same parts, but nothing is kept or served.
+func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.Backend, func() error, error) {
+	a, err := newAgent(cfg, log, buildVersion())
+	if err != nil {
+		return nil, nil, err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	done := make(chan error, 1)
+	go func() { done <- a.sample(ctx) }()
+	stop := func() error {
+		cancel()
+		return errors.Join(<-done, a.sampler.Close())
+	}
+	// Sources tell what already runs within a moment; a source that hangs must not hold up the command.
+	a.registry.WaitSynced(ctx, len(a.sources), 2*time.Second)
+	return backend{a}, stop, nil
+}
+
+// peers lists other processes of a container, for the files of one that is gone.
+func (a *agent) peers(scope uint32) []int {
+	rec, ok := a.registry.Lookup(scope)
+	if !ok || rec.CgroupPath == "" {
+		return nil
+	}
+	pids, err := a.hierarchy.Processes(rec.CgroupPath)
+	if err != nil && rec.PID != 0 { // the cgroup is gone, or not readable: its first process may still be there
+		return []int{rec.PID}
+	}
+	return pids
+}
+
+// watchReload takes new configurations until ctx ends. What cannot change live is said by who sends them.
+func (a *agent) watchReload(ctx context.Context, reload <-chan config.Config) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case cfg := <-reload:
+			l, err := labeler.New(a.labels(cfg))
+			if err != nil {
+				a.log.Error("the new labels are not used", "err", err)
+				continue
+			}
+			a.labeler.Store(l)
+			a.registry.SetTargets(targetRules(cfg), labelPolicy(cfg))
+			a.log.Info("configuration reloaded")
+		}
+	}
+}

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+
+	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/sink/web"
+)
+
+// Health implements [web.Backend].
+func (b backend) Health() web.Health {
+	a := b.a
+	h := web.Health{Version: a.version, Node: a.node, StartedAt: a.startedAt}
+	part := func(name string, state web.HealthState, message, remedy string) {
+		h.Parts = append(h.Parts, web.HealthPart{Name: name, State: state, Message: message, Remedy: remedy})
+	}
+	if st, err := a.sampler.Stats(); err != nil {
+		part("sampler", web.Failing, err.Error(), "restart stoker")
+	} else {
+		part("sampler", web.OK, fmt.Sprintf("%d containers in scope", st.Scopes), "")
+		h.Samples.Taken = int64(st.Taken)
+		for _, outcome := range []string{"undelivered", "overflow", "no_unwinder", "compat"} {
+			h.Samples.Lost += int64(st.Outcomes[outcome])
+		}
+		if lost := h.Samples.Lost; lost*20 > h.Samples.Taken { // more than 5 %
+			part("stacks", web.Degraded, fmt.Sprintf("%d of %d samples have no stack", lost, h.Samples.Taken),
+				"/metrics tells the causes (stoker_samples_total)")
+		}
+	}
+	if a.kernelErr != nil {
+		part("kernel symbols", web.Degraded, a.kernelErr.Error(), "run with CAP_SYSLOG")
+	}
+	for _, s := range a.sources {
+		r, ok := s.(container.StatusReporter)
+		if !ok {
+			continue
+		}
+		if st := r.Status(); st.Connected {
+			part("source "+s.Name(), web.OK, "connected", "")
+		} else {
+			part("source "+s.Name(), web.Degraded, st.Err, "its containers are found by their cgroups until then, without names")
+		}
+	}
+	if w := a.writer; w != nil {
+		if err := w.failing.Load(); err != nil {
+			part("store", web.Failing, (*err).Error(), "")
+		} else {
+			part("store", web.OK, a.cfg.Store.Path, "")
+		}
+	}
+	return h
+}

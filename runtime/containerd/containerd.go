@@ -1,0 +1,159 @@
+// Package containerd is a source of containers: it follows one containerd, or several, over its gRPC API and tells of every
+// container in every namespace when its first process is made, which is before that process runs the user's code.
+//
+// A Client owns one connection. All it knows is owned by the goroutine in its Run; a second one receives events into a
+// bounded queue, so that containerd never has to keep them for us, and a few more read records. None of them makes another
+// wait: a container is told with its cgroup before anything is asked about it, and asked again if the answer fails.
+//
+// It only reads: it subscribes, lists and gets. It never asks about a task that is being created, which may block.
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/container"
+)
+
+// place is a socket that distributions use, and how a source there is called.
+type place struct{ name, address string }
+
+// places are where to look when nobody says where containerd listens.
+var places = []place{
+	{"containerd", "/run/containerd/containerd.sock"},
+	{"containerd-k3s", "/run/k3s/containerd/containerd.sock"},
+	{"containerd-k0s", "/run/k0s/containerd.sock"},
+	{"containerd-microk8s", "/var/snap/microk8s/common/run/containerd.sock"},
+	{"containerd-docker", "/run/docker/containerd/containerd.sock"}, // started by dockerd where there is no other
+}
+
+// Config says which containerds to follow.
+type Config struct {
+	// Addresses are paths of sockets, with or without "unix://" in front. Empty: all the usual places, also those where a
+	// containerd appears later.
+	Addresses []string
+	// Hierarchy is where container's cgroups are looked up.
+	Hierarchy cgroupfs.Hierarchy
+	Log       *slog.Logger // nil discards
+}
+
+// Sources returns one source per configured address, or one that follows all the usual places. They connect in Run; that no
+// containerd is there is no error. The error is about an address that cannot be one.
+func Sources(cfg Config) ([]container.Source, error) {
+	if len(cfg.Addresses) == 0 {
+		return []container.Source{newUsual(places, cfg)}, nil
+	}
+	var sources []container.Source
+	var errs []error
+	for i, address := range cfg.Addresses {
+		path := strings.TrimPrefix(address, "unix://")
+		if !filepath.IsAbs(path) {
+			errs = append(errs, fmt.Errorf("containerd address %q: want the absolute path of a socket, as /run/containerd/containerd.sock", address))
+			continue
+		}
+		name := "containerd"
+		if i > 0 {
+			name += ":" + path
+		}
+		sources = append(sources, NewClient(name, path, cfg.Hierarchy, cfg.Log))
+	}
+	return sources, errors.Join(errs...)
+}
+
+// Usual follows containerd at all the usual places at once. Its events carry the names of the places' own sources, so that
+// what one containerd no longer has is not mistaken for what another one has.
+type Usual struct{ clients []*Client }
+
+var (
+	_ container.Source         = (*Usual)(nil)
+	_ container.StatusReporter = (*Usual)(nil)
+)
+
+func newUsual(places []place, cfg Config) *Usual {
+	u := &Usual{}
+	for _, p := range places {
+		u.clients = append(u.clients, NewClient(p.name, p.address, cfg.Hierarchy, cfg.Log))
+	}
+	return u
+}
+
+// Name implements [container.Source].
+func (u *Usual) Name() string { return "containerd" }
+
+// Run implements [container.Source].
+func (u *Usual) Run(ctx context.Context, emit func(container.Event)) error {
+	var clients sync.WaitGroup
+	for _, c := range u.clients {
+		clients.Go(func() { _ = c.Run(ctx, emit) }) // a Client's Run ends with ctx only
+	}
+	clients.Wait()
+	return ctx.Err()
+}
+
+// Status implements [container.StatusReporter]: connected means that each containerd that is there is.
+func (u *Usual) Status() container.Status {
+	var connected []container.Status
+	var newest time.Time
+	for _, c := range u.clients {
+		st, absent := c.status.get()
+		switch {
+		case st.Connected:
+			connected = append(connected, st)
+		case absent:
+			if st.Since.After(newest) {
+				newest = st.Since
+			}
+		case st.Err != "":
+			return st // one is there and does not work: that is what people have to know
+		}
+	}
+	if len(connected) > 0 {
+		return connected[0]
+	}
+	var looked []string
+	for _, c := range u.clients {
+		looked = append(looked, c.address)
+	}
+	return container.Status{Since: newest, Err: "no containerd is at any of the usual places (" + strings.Join(looked, ", ") +
+		"); set runtimes.containerd.address to its socket, or to off where there is none"}
+}
+
+// Clients returns the clients of all places, for their statistics.
+func (u *Usual) Clients() []*Client { return u.clients }
+
+// state is what Status tells.
+type state struct {
+	mu     sync.Mutex // protects what follows
+	status container.Status
+	absent bool // there is no socket
+}
+
+func (s *state) get() (container.Status, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.status, s.absent
+}
+
+// set takes a new state and reports whether it differs from the one before.
+func (s *state) set(connected bool, err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	text := ""
+	if err != nil {
+		text = err.Error()
+	}
+	s.absent = errors.Is(err, fs.ErrNotExist)
+	if s.status.Connected == connected && s.status.Err == text && !s.status.Since.IsZero() {
+		return false
+	}
+	s.status = container.Status{Connected: connected, Err: text, Since: time.Now()}
+	return true
+}

@@ -1,0 +1,543 @@
+package containerd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/services/containers/v1"
+	"github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/task"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/container"
+)
+
+// asking is how many records are read at a time.
+const asking = 8
+
+// key names a container in one containerd.
+type key struct{ namespace, id string }
+
+// run is one task: one life of a container.
+type run struct {
+	pid                  int
+	cgroupPath           string
+	cgroupID             uint64
+	createdAt, startedAt time.Time
+	described            bool   // it was told with its description
+	round                uint64 // the list since which it was last told of by an event, or which had it
+}
+
+// entry is what is known about one container record.
+type entry struct {
+	d         description
+	described bool
+	asked     bool // a question is on its way
+	again     bool // and its answer will be out of date
+	run       *run // nil: no process
+	ended     *run // the last run, as long as it was not told with its description
+	deleted   bool // the record is gone; the entry only waits for an answer
+	round     uint64
+}
+
+// ending is a run whose end was told; a list that was made before may still have it.
+type ending struct {
+	pid int
+	at  time.Time
+}
+
+// table is what a Client knows. It outlives connections; the goroutine in Run owns it.
+type table struct {
+	*Client
+	emit    func(container.Event)
+	entries map[key]*entry
+	ended   map[key]ending
+	pods    *pods
+	round   uint64
+	todo    []key // records to read
+	busy    int   // how many are being read
+}
+
+func newTable(c *Client, emit func(container.Event)) *table {
+	return &table{Client: c, emit: emit, entries: map[key]*entry{}, ended: map[key]ending{}, pods: &pods{known: map[key]pod{}}}
+}
+
+// listed is all that containerd has.
+type listed struct {
+	tasks   map[key]*task.Process
+	records map[key]*containers.Container
+	err     error
+}
+
+// follow tells what containerd has, then what changes, until the connection or ctx ends.
+func (t *table) follow(ctx context.Context, a *api, queue <-chan *types.Envelope, overflow <-chan struct{}, ended <-chan error) (synced bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	defer cancel()
+	lists := make(chan listed, 1)
+	answers := make(chan described, asking)
+	listing, again := false, false
+	failures := 0
+	next := time.NewTimer(t.times.secondList)
+	defer next.Stop()
+	list := func() {
+		if listing {
+			again = true // something was lost while it was made
+			return
+		}
+		listing = true
+		t.syncing()
+		helpers.Go(func() { lists <- t.list(ctx, a) })
+	}
+	defer func() { // questions of this connection get no answer
+		for _, e := range t.entries {
+			e.asked, e.again = false, false
+		}
+		t.todo, t.busy = nil, 0
+	}()
+	list()
+	for {
+		for t.busy < asking && len(t.todo) > 0 {
+			k := t.todo[0]
+			t.todo = t.todo[1:]
+			t.busy++
+			helpers.Go(func() {
+				select {
+				case answers <- t.ask(ctx, a, t.pods, k):
+				case <-ctx.Done():
+				}
+			})
+		}
+		select {
+		case env := <-queue:
+			t.event(env)
+		case answer := <-answers:
+			t.busy--
+			t.answered(answer)
+		case <-overflow:
+			t.log.Warn("too many events at once: everything is listed again")
+			list()
+		case <-next.C:
+			list()
+		case l := <-lists:
+			listing = false
+			wait := t.times.listEvery
+			switch {
+			case l.err != nil:
+				t.n.listErrors.Add(1)
+				failures++
+				if t.status.set(false, t.remedy(l.err)) {
+					t.log.Warn("containers were not compared with containerd's", "err", t.remedy(l.err))
+				}
+				wait = min(t.times.secondList<<min(failures-1, 5), t.times.listEvery)
+			default:
+				failures = 0
+				t.compare(l)
+				if t.status.set(true, nil) {
+					t.log.Info("containerd is followed", "address", t.address, "containers", len(l.tasks))
+				}
+				if !synced {
+					wait = t.times.secondList
+				}
+				synced = true
+			}
+			if again {
+				again = false
+				list()
+				continue
+			}
+			next.Reset(wait)
+		case err := <-ended:
+			for { // what came before the end
+				select {
+				case env := <-queue:
+					t.event(env)
+					continue
+				default:
+				}
+				return synced, err
+			}
+		case <-ctx.Done():
+			return synced, ctx.Err()
+		}
+	}
+}
+
+func (t *table) say(typ container.EventType, c container.Container, complete bool) {
+	t.emit(container.Event{Type: typ, Source: t.name, Complete: complete, Container: c, At: time.Now()})
+}
+
+func (t *table) syncing() {
+	t.round++
+	t.say(container.Syncing, container.Container{}, false)
+}
+
+func (t *table) synced() { t.say(container.Synced, container.Container{}, false) }
+
+func (t *table) entry(k key) *entry {
+	e := t.entries[k]
+	if e == nil {
+		runtime := "containerd"
+		if k.namespace == namespaceDocker || k.namespace == namespaceDockerPlug {
+			runtime = "docker"
+		}
+		e = &entry{d: description{c: container.Container{ID: k.id, Namespace: k.namespace, Runtime: runtime}}}
+		t.entries[k] = e
+	}
+	e.deleted = false
+	e.round = t.round
+	return e
+}
+
+// question has the record of a container read.
+func (t *table) question(k key, e *entry) {
+	if e.asked {
+		e.again = true
+		return
+	}
+	e.asked = true
+	t.todo = append(t.todo, k)
+}
+
+// upsert tells a run of a container with all that is known.
+func (t *table) upsert(e *entry, r *run) {
+	c := e.d.c
+	c.PID, c.CgroupPath, c.CgroupID, c.TaskCreatedAt, c.StartedAt = r.pid, r.cgroupPath, r.cgroupID, r.createdAt, r.startedAt
+	r.described = e.described
+	// Docker keeps the names of its containers to itself: who asks Docker says the rest.
+	t.say(container.Upsert, c, e.described && c.Runtime != "docker")
+}
+
+// begin takes a run that was told of, or listed. It returns nil when another run of the container is alive: then this one is
+// older. Events may arrive after a list that knows better.
+func (t *table) begin(e *entry, pid int) *run {
+	if e.run != nil && e.run.pid != pid {
+		if t.alive(e) {
+			return nil
+		}
+		t.end(key{e.d.c.Namespace, e.d.c.ID}, e.run.pid)
+	}
+	if e.run == nil {
+		e.run = &run{pid: pid}
+		e.ended = nil
+	}
+	e.run.round = t.round
+	if e.run.cgroupID == 0 {
+		t.locate(e, e.run)
+	}
+	return e.run
+}
+
+// alive reports whether the first process of the run that is known is still in the cgroup that is known.
+func (t *table) alive(e *entry) bool {
+	path, err := t.h.OfPID(e.run.pid)
+	if err != nil {
+		return false
+	}
+	id, err := t.h.ID(own(path, e.d.cgroupsPath, e.d.c.ID))
+	return err == nil && id == e.run.cgroupID
+}
+
+// locate finds the cgroup of a run from its first process, which is in it before it runs the user's code.
+func (t *table) locate(e *entry, r *run) {
+	path, err := t.h.OfPID(r.pid)
+	if err == nil {
+		path = own(path, e.d.cgroupsPath, e.d.c.ID)
+	} else if path = e.d.cgroupsPath; !strings.HasPrefix(path, "/") {
+		t.n.unlocated.Add(1)
+		return
+	} // the process has ended already; its cgroup may be there still
+	id, err := t.h.ID(path)
+	if err != nil {
+		t.n.unlocated.Add(1)
+		return
+	}
+	r.cgroupPath, r.cgroupID = path, id
+}
+
+// own returns the container's own cgroup where its process has moved to one below it.
+func own(path, cgroupsPath, id string) string {
+	if strings.HasPrefix(cgroupsPath, "/") && strings.HasPrefix(path, cgroupsPath+"/") {
+		return cgroupsPath
+	}
+	if n, ok := cgroupfs.ParsePath(path); ok && n.Kind == cgroupfs.KindContainer && n.ID == id {
+		return n.Path
+	}
+	return path
+}
+
+// end takes the end of a container's first process. pid 0 is whichever runs.
+func (t *table) end(k key, pid int) {
+	e := t.entries[k]
+	if pid != 0 {
+		t.ended[k] = ending{pid, time.Now()}
+	}
+	if e == nil || e.run == nil || pid != 0 && e.run.pid != pid {
+		return
+	}
+	r := e.run
+	e.run = nil
+	if !r.described {
+		e.ended = r
+	}
+	t.say(container.Gone, container.Container{ID: k.id, Namespace: k.namespace, Runtime: e.d.c.Runtime, PID: r.pid, CgroupPath: r.cgroupPath, CgroupID: r.cgroupID}, false)
+}
+
+// event takes one event.
+func (t *table) event(env *types.Envelope) {
+	message := func(m proto.Message) bool {
+		if err := proto.Unmarshal(env.GetEvent().GetValue(), m); err != nil {
+			t.complain(fmt.Errorf("read an event of topic %q in namespace %q: %w", env.GetTopic(), env.GetNamespace(), err))
+			return false
+		}
+		return true
+	}
+	k := func(id string) key { return key{env.GetNamespace(), id} }
+	name := env.GetEvent().GetTypeUrl()
+	name = name[strings.LastIndexByte(name, '/')+1:]
+	switch name {
+	case "containerd.events.ContainerCreate":
+		if m := new(events.ContainerCreate); message(m) {
+			e := t.entry(k(m.GetID()))
+			e.d.c.Image = m.GetImage()
+			t.question(k(m.GetID()), e)
+		}
+	case "containerd.events.ContainerUpdate":
+		if m := new(events.ContainerUpdate); message(m) {
+			t.question(k(m.GetID()), t.entry(k(m.GetID())))
+		}
+	case "containerd.events.ContainerDelete":
+		if m := new(events.ContainerDelete); message(m) {
+			t.end(k(m.GetID()), 0)
+			t.pods.forget(k(m.GetID()))
+			if e := t.entries[k(m.GetID())]; e != nil && e.asked {
+				e.deleted = true
+			} else {
+				delete(t.entries, k(m.GetID()))
+			}
+		}
+	case "containerd.events.TaskCreate":
+		if m := new(events.TaskCreate); message(m) {
+			t.task(k(m.GetContainerID()), int(m.GetPid()), func(r *run) { r.createdAt = when(env.GetTimestamp()) })
+		}
+	case "containerd.events.TaskStart":
+		if m := new(events.TaskStart); message(m) {
+			t.task(k(m.GetContainerID()), int(m.GetPid()), func(r *run) { r.startedAt = when(env.GetTimestamp()) })
+		}
+	case "containerd.events.TaskExit":
+		// Processes of exec end here too.
+		if m := new(events.TaskExit); message(m) && (m.GetID() == "" || m.GetID() == m.GetContainerID()) {
+			t.end(k(m.GetContainerID()), int(m.GetPid()))
+		}
+	case "containerd.events.TaskDelete":
+		if m := new(events.TaskDelete); message(m) && (m.GetID() == "" || m.GetID() == m.GetContainerID()) {
+			t.end(k(m.GetContainerID()), int(m.GetPid()))
+		}
+	}
+}
+
+// task takes what an event says about a run, and tells it before anything is asked about it.
+func (t *table) task(k key, pid int, note func(*run)) {
+	if t.hasEnded(k, pid) {
+		return // it was listed, and has ended, before its event came
+	}
+	e := t.entry(k)
+	r := t.begin(e, pid)
+	if r == nil {
+		return
+	}
+	note(r)
+	t.upsert(e, r)
+	if !e.described {
+		t.question(k, e)
+	}
+}
+
+func when(ts *timestamppb.Timestamp) time.Time {
+	if ts == nil {
+		return time.Time{}
+	}
+	return ts.AsTime()
+}
+
+// answered takes a record that was read.
+func (t *table) answered(a described) {
+	e := t.entries[a.k]
+	if e == nil {
+		return
+	}
+	e.asked = false
+	again := e.again
+	e.again = false
+	if e.deleted {
+		delete(t.entries, a.k)
+	}
+	switch {
+	case a.err == nil:
+		t.describe(e, a.d)
+	case status.Code(a.err) == codes.NotFound: // it has ended; the events say so
+	case errors.Is(a.err, context.Canceled):
+	default:
+		t.n.describeErrors.Add(1)
+		t.log.Debug("a container is not described yet", "container", a.k.id, "err", a.err)
+	}
+	if again && !e.deleted {
+		t.question(a.k, e)
+	}
+}
+
+// describe takes what a record says, and tells it.
+func (t *table) describe(e *entry, d description) {
+	if d.c.Pod.Labels == nil && e.d.c.Pod.Labels != nil {
+		d.of(pod{e.d.c.Pod.Labels, e.d.c.Pod.Annotations})
+	}
+	e.d, e.described = d, true
+	switch {
+	case e.run != nil:
+		if e.run.cgroupID == 0 {
+			t.locate(e, e.run)
+		}
+		t.upsert(e, e.run)
+	case e.ended != nil: // it was faster than our question; its samples still want a name
+		t.n.late.Add(1)
+		t.upsert(e, e.ended)
+		e.ended = nil
+	}
+}
+
+// list reads all that containerd has. It runs beside follow and changes nothing.
+func (t *table) list(ctx context.Context, a *api) listed {
+	t.n.lists.Add(1)
+	l := listed{tasks: map[key]*task.Process{}, records: map[key]*containers.Container{}}
+	call, cancel := context.WithTimeout(ctx, t.times.call)
+	defer cancel()
+	all, err := a.namespaces.List(call, &namespaces.ListNamespacesRequest{})
+	if err != nil {
+		return listed{err: fmt.Errorf("list namespaces: %w", err)}
+	}
+	for _, ns := range all.GetNamespaces() {
+		if err := t.listNamespace(ctx, a, ns.GetName(), &l); err != nil {
+			return listed{err: fmt.Errorf("namespace %s: %w", ns.GetName(), err)}
+		}
+	}
+	return l
+}
+
+func (t *table) listNamespace(ctx context.Context, a *api, namespace string, l *listed) error {
+	ctx, cancel := context.WithTimeout(inNamespace(ctx, namespace), t.times.list)
+	defer cancel()
+	// Tasks first: the record of each is there as long as the task is.
+	running, err := a.tasks.List(ctx, &tasks.ListTasksRequest{})
+	if err != nil {
+		return fmt.Errorf("list tasks: %w", err)
+	}
+	records, err := a.containers.List(ctx, &containers.ListContainersRequest{})
+	if err != nil {
+		return fmt.Errorf("list containers: %w", err)
+	}
+	for _, r := range records.GetContainers() {
+		l.records[key{namespace, r.GetID()}] = r
+	}
+	for _, p := range running.GetTasks() {
+		switch p.GetStatus() {
+		case task.Status_CREATED, task.Status_RUNNING, task.Status_PAUSED, task.Status_PAUSING:
+			id := p.GetContainerID()
+			if id == "" {
+				id = p.GetID()
+			}
+			if p.GetPid() != 0 { // 0: being created; its event follows
+				l.tasks[key{namespace, id}] = p
+			}
+		}
+	}
+	return nil
+}
+
+// compare tells all that was listed, and forgets what was not and has not been told since.
+func (t *table) compare(l listed) {
+	for k, r := range l.records {
+		if r.GetLabels()[labelKind] != "sandbox" {
+			continue
+		}
+		of, err := describePod(r)
+		t.complain(err)
+		t.pods.put(k, of)
+	}
+	for k, r := range l.records {
+		d, err := describe(k.namespace, r)
+		t.complain(err)
+		if of, ok := t.pods.get(key{k.namespace, d.sandbox}); ok && !d.c.Sandbox {
+			d.of(of)
+		}
+		e := t.entry(k)
+		t.found(k, e, l.tasks[k])
+		t.describe(e, d)
+	}
+	for k, p := range l.tasks {
+		if l.records[k] == nil { // its record was deleted between the two lists
+			e := t.entry(k)
+			if t.found(k, e, p); e.run != nil {
+				t.upsert(e, e.run)
+			}
+		}
+	}
+	t.synced()
+	for k, e := range t.entries {
+		if e.round != t.round {
+			if e.run != nil {
+				t.end(k, e.run.pid)
+			}
+			delete(t.entries, k)
+		}
+	}
+	maps.DeleteFunc(t.ended, func(_ key, end ending) bool { return time.Since(end.at) > 2*t.times.list })
+	t.pods.retain(l.records)
+}
+
+// found brings an entry in line with its listed task; nil means that it has none.
+func (t *table) found(k key, e *entry, p *task.Process) {
+	r := e.run
+	if p == nil {
+		if r != nil && r.round != t.round { // its end was not told; a run that was told of since the list began is younger
+			t.end(k, r.pid)
+		}
+		return
+	}
+	pid := int(p.GetPid())
+	if t.hasEnded(k, pid) {
+		return
+	}
+	if r != nil && r.pid == pid && r.cgroupID != 0 {
+		// The same pid may by chance be the next run's: then the cgroup at that path is another one.
+		if id, err := t.h.ID(r.cgroupPath); err == nil && id != r.cgroupID {
+			t.end(k, pid)
+			delete(t.ended, k)
+		}
+	}
+	t.begin(e, pid)
+}
+
+func (t *table) hasEnded(k key, pid int) bool {
+	end, ok := t.ended[k]
+	return ok && end.pid == pid
+}
+
+// retain forgets pods whose sandbox is gone.
+func (p *pods) retain(records map[key]*containers.Container) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	maps.DeleteFunc(p.known, func(k key, _ pod) bool { return records[k] == nil })
+}
