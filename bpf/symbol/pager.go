@@ -27,6 +27,9 @@ func newPager(src *source) *pager { return &pager{src: src, pages: make(map[uint
 
 // page returns the page that holds offset off; nil beyond the end of the file and after an error.
 func (p *pager) page(off uint64) *page {
+	if off >= p.src.size {
+		return nil
+	}
 	i := off / pageBytes
 	if p.last != nil && p.last.index == i {
 		return p.last
@@ -34,7 +37,7 @@ func (p *pager) page(off uint64) *page {
 	p.tick++
 	g := p.pages[i]
 	if g == nil {
-		if off >= p.src.size || p.err != nil {
+		if p.err != nil {
 			return nil
 		}
 		if len(p.pages) < maxPages {
