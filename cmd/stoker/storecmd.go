@@ -11,7 +11,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/file"
 	"github.com/stoker-profiler/stoker/sink/store"
@@ -195,7 +194,7 @@ func troubles(ctx context.Context, db *store.Store) ([]storeTrouble, error) {
 }
 
 func (a *app) printStore(l storeList, q store.Query) error {
-	fmt.Fprintf(a.stdout, "%s: %s, %d profiles", l.Path, config.Bytes(l.Bytes), l.Profiles)
+	fmt.Fprintf(a.stdout, "%s: %s, %d profiles", l.Path, file.FormatValue(l.Bytes, "bytes"), l.Profiles)
 	if !l.Oldest.IsZero() {
 		fmt.Fprintf(a.stdout, " from %s to %s", l.Oldest.Local().Format(time.DateTime), l.Newest.Local().Format(time.DateTime))
 	}
