@@ -37,7 +37,8 @@ type Config struct {
 	Reader Reader
 	// MaxProcesses bounds the table. Default 8192.
 	MaxProcesses int
-	// Current says whether the kernel still knows this PID as this process with this exec count. Required.
+	// Current says whether the kernel still knows this PID as this process with this exec count. Saying yes of a process that
+	// the kernel knows nothing about is right, too: it is not known to have exec'd. Required.
 	Current func(ID) bool
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
@@ -333,16 +334,17 @@ func (t *Table) read(p *Process, atExec bool, evidence []Evidence) Change {
 		return Change{}
 	}
 	p.cheapAt = t.cfg.Now().Add(time.Duration(max(0, m.text-cheapText)>>10) * textDelay)
-	// The kernel's word that it has not exec'd until now. At an exec the kernel may not know the process yet, for it was not
-	// sampled; then the first stack will tell.
-	current := t.cfg.Current(p.id) || m.judge(evidence) == agrees
-	if !current && !atExec {
-		t.stats.stale.Add(1)
-		p.gone = true // what we would read is another program's
-		return Change{}
+	// At an exec the kernel may not know the process, for it was never sampled: the first stack will tell whether the maps are
+	// its own. Otherwise they need the kernel's word, after the read, that it has not exec'd.
+	if !atExec {
+		if !t.cfg.Current(p.id) && m.judge(evidence) != agrees {
+			t.stats.stale.Add(1)
+			p.gone = p.gone || p.proven // it was this program, and is another one now
+			return Change{}
+		}
+		p.proven = true
 	}
 	t.disproveEarlier(p, m)
-	p.proven = p.proven || current
 	return t.set(p, m)
 }
 

@@ -28,6 +28,16 @@ type load struct {
 	err    error
 }
 
+// ended reports whether the read is over.
+func (l *load) ended() bool {
+	select {
+	case <-l.done:
+		return true
+	default:
+		return false
+	}
+}
+
 // loader reads files on goroutines of their own, so that no file can stop the symbolizer.
 type loader struct {
 	cache    *symbol.Cache
@@ -42,13 +52,12 @@ func (l *loader) start(scope uint32, open opener) *load {
 	same := 0
 	running := l.slow[:0]
 	for _, s := range l.slow {
-		select {
-		case <-s.done:
-		default:
-			running = append(running, s)
-			if s.scope == scope {
-				same++
-			}
+		if s.ended() {
+			continue
+		}
+		running = append(running, s)
+		if s.scope == scope {
+			same++
 		}
 	}
 	clear(l.slow[len(running):])
@@ -60,12 +69,12 @@ func (l *loader) start(scope uint32, open opener) *load {
 	go func() {
 		defer close(r.done)
 		f, donated, err := open()
+		r.donor = donated
 		if err != nil {
 			r.err = err
 			return
 		}
 		defer f.Close()
-		r.donor = donated
 		r.object, r.err = l.cache.Load(f)
 	}()
 	return r

@@ -326,35 +326,52 @@ func (a *attachment) object(f *file) *symbol.Object {
 	if f.notELF || f.load == nil && a.s.window < f.retry {
 		return nil
 	}
-	if f.load == nil {
-		f.load = a.s.loader.start(a.p.Scope(), a.open(f.mapping))
-		if f.load == nil { // too many that do not end
-			a.s.slow.Add(1)
-			f.retry = a.s.window + 1
-			return nil
-		}
-		if !a.s.loader.wait(f.load) {
-			a.s.slow.Add(1)
-			return nil
+	l := f.load
+	f.load = nil
+	if l == nil {
+		l = a.begin(f, a.open(f.mapping))
+	}
+	if l != nil && l.ended() && l.err != nil && !l.donor && mayBeElsewhere(l.err) {
+		if donors := a.donors(f.mapping); len(donors) > 0 {
+			if d := a.begin(f, a.openElsewhere(f.mapping, donors)); d != nil && !(d.ended() && d.err != nil) {
+				l = d
+			}
 		}
 	}
-	select {
-	case <-f.load.done:
-	default:
+	switch {
+	case l == nil: // too many reads that do not end
+		f.retry = a.s.window + 1
+		return nil
+	case !l.ended():
+		f.load = l
+		return nil
+	case l.err != nil:
+		a.fail(f, l.err)
 		return nil
 	}
-	object, donor, err := f.load.object, f.load.donor, f.load.err
-	f.load = nil
+	a.s.opened.Add(1)
+	if l.donor {
+		a.s.donated.Add(1)
+	}
+	f.object = weak.Make(l.object)
+	a.s.hold(f, l.object)
+	a.s.register(a.p.Scope(), l.object, f.mapping.Path)
+	return l.object
+}
+
+// begin starts to read a file and gives it a moment.
+func (a *attachment) begin(f *file, open opener) *load {
+	l := a.s.loader.start(a.p.Scope(), open)
+	if l == nil || !a.s.loader.wait(l) {
+		a.s.slow.Add(1)
+	}
+	return l
+}
+
+// fail counts why a file could not be read, and puts off the next attempt.
+func (a *attachment) fail(f *file, err error) {
+	f.retry = a.s.window + retryWindows
 	switch {
-	case err == nil:
-		a.s.opened.Add(1)
-		if donor {
-			a.s.donated.Add(1)
-		}
-		f.object = weak.Make(object)
-		a.s.hold(f, object)
-		a.s.register(a.p.Scope(), object, f.mapping.Path)
-		return object
 	case errors.Is(err, symbol.ErrNotELF), errors.Is(err, symbol.ErrNotRegular):
 		a.s.notELF.Add(1)
 		f.notELF = true
@@ -367,8 +384,6 @@ func (a *attachment) object(f *file) *symbol.Object {
 	default:
 		a.s.failed.Add(1)
 	}
-	f.retry = a.s.window + retryWindows
-	return nil
 }
 
 // hold keeps an object in memory because it is in use. Once per window is enough.
@@ -389,21 +404,39 @@ func (s *symbolizer) register(scope uint32, object *symbol.Object, path string) 
 	}
 }
 
-// open returns a function that opens the file of a mapping: through the process itself or, if that is gone, through others
-// of its container, which see the same files. The function runs on another goroutine and touches nothing of ours.
+// open returns a function that opens the file of a mapping through the process itself. It runs on another goroutine and
+// touches nothing of ours.
 func (a *attachment) open(m *process.Mapping) opener {
-	type donor struct {
-		pid     uint32
-		mapping *process.Mapping // its own mapping of the same file; nil: only the path
+	reader, pid, gone, mapping := a.s.env.Reader, a.p.ID().PID, a.p.Gone(), *m
+	return func() (*os.File, bool, error) {
+		if gone {
+			return nil, false, process.ErrGone
+		}
+		f, err := reader.Open(pid, &mapping)
+		return f, false, err
 	}
-	var donors []donor
-	for _, q := range a.s.env.Processes.Siblings(a.p, maxDonors) {
-		if q.Gone() {
+}
+
+// mayBeElsewhere reports whether another process may have a file that could not be opened through its own.
+func mayBeElsewhere(err error) bool {
+	return errors.Is(err, process.ErrGone) || errors.Is(err, process.ErrDenied) || errors.Is(err, process.ErrReplaced)
+}
+
+// donor is a process of the same container, which sees the same files.
+type donor struct {
+	pid     uint32
+	mapping *process.Mapping // its own mapping of the file; nil: only the path
+}
+
+// donors finds processes that may have the file of a mapping.
+func (a *attachment) donors(m *process.Mapping) (out []donor) {
+	for _, q := range a.s.env.Processes.Siblings(a.p, maxSiblings) {
+		if q.Gone() || len(out) == maxDonors {
 			continue
 		}
 		for i, c := range q.Maps().Code() {
 			if c.Major == m.Major && c.Minor == m.Minor && c.Inode == m.Inode {
-				donors = append(donors, donor{q.ID().PID, &q.Maps().Code()[i]})
+				out = append(out, donor{q.ID().PID, &q.Maps().Code()[i]})
 				break
 			}
 		}
@@ -412,29 +445,28 @@ func (a *attachment) open(m *process.Mapping) opener {
 		if i == maxDonors {
 			break
 		}
-		donors = append(donors, donor{pid: uint32(pid)})
-	}
-	reader, pid, gone, mapping := a.s.env.Reader, a.p.ID().PID, a.p.Gone(), *m
-	return func() (f *os.File, donated bool, err error) {
-		err = process.ErrGone
-		if !gone {
-			if f, err = reader.Open(pid, &mapping); err == nil || errors.Is(err, symbol.ErrNotRegular) {
-				return f, false, err
-			}
+		if uint32(pid) != a.p.ID().PID {
+			out = append(out, donor{pid: uint32(pid)})
 		}
+	}
+	return out
+}
+
+// openElsewhere is open through other processes.
+func (a *attachment) openElsewhere(m *process.Mapping, donors []donor) opener {
+	reader, mapping := a.s.env.Reader, *m
+	return func() (f *os.File, donated bool, err error) {
 		for _, d := range donors {
-			var f *os.File
-			var donorErr error
 			if d.mapping != nil {
-				f, donorErr = reader.Open(d.pid, d.mapping)
+				f, err = reader.Open(d.pid, d.mapping)
 			} else {
-				f, donorErr = reader.OpenPath(d.pid, &mapping)
+				f, err = reader.OpenPath(d.pid, &mapping)
 			}
-			if donorErr == nil {
+			if err == nil {
 				return f, true, nil
 			}
 		}
-		return nil, false, err
+		return nil, true, err
 	}
 }
 
