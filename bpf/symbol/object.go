@@ -1,6 +1,7 @@
 package symbol
 
 import (
+	"encoding/hex"
 	"errors"
 	"io"
 	"strings"
@@ -82,6 +83,17 @@ func (o *Object) reduce(err error) error {
 
 // BuildID is the GNU build id that the file claims, in hex, or "". Files that differ may claim the same.
 func (o *Object) BuildID() string { return o.buildID }
+
+// KernelBuildID is the build id as the kernel's stack walk with BPF_F_USER_BUILD_ID reports it: of 20 bytes, shorter ones
+// (LLVM's linker writes 8) followed by zeros. False: the kernel knows no build id of this file.
+func (o *Object) KernelBuildID() (id [20]byte, ok bool) {
+	b, err := hex.DecodeString(o.buildID)
+	if err != nil || len(b) == 0 || len(b) > len(id) {
+		return id, false
+	}
+	copy(id[:], b)
+	return id, true
+}
 
 // Bytes is the memory that o occupies.
 func (o *Object) Bytes() int64 { return o.bytes }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -135,5 +136,23 @@ func TestPackedStringsAreWhole(t *testing.T) {
 	p := w.done()
 	if a, b, c := p.cstring(0), p.cstring(6), p.cstring(uint32(7+len(long))); a != "short" || b != long || len(c) != maxName {
 		t.Errorf("%q, %d and %d bytes; want short, %d and %d", a, len(b), len(c), len(long), maxName)
+	}
+}
+
+// TestBytesIsWhatTheHeapHolds: budgets are worth nothing if an Object is larger than it says.
+func TestBytesIsWhatTheHeapHolds(t *testing.T) {
+	for _, path := range []string{goProgram(t, "", false, "-ldflags=-checklinkname=0"), strings.TrimSpace(run(t, "gcc", "-print-file-name=libstdc++.so.6"))} {
+		var before, after runtime.MemStats
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&before)
+		o := parseFile(t, path)
+		runtime.GC()
+		runtime.GC()
+		runtime.ReadMemStats(&after)
+		held := int64(after.HeapAlloc) - int64(before.HeapAlloc)
+		if slack := o.Bytes()/10 + 64<<10; held > o.Bytes()+slack || held < o.Bytes()-slack {
+			t.Errorf("%s: the heap grew by %d bytes, Bytes() = %d", path, held, o.Bytes())
+		}
 	}
 }

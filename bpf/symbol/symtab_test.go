@@ -160,6 +160,15 @@ func TestBuildIDComesFromTheNote(t *testing.T) {
 	if got, want := mustParse(t, e.build()).BuildID(), "deadbeef0102030405060708090a0b0c0d0e0f10"; got != want {
 		t.Errorf("BuildID() = %q, want %q", got, want)
 	}
+	if got, ok := mustParse(t, e.build()).KernelBuildID(); !ok || !bytes.Equal(got[:], id) {
+		t.Errorf("KernelBuildID() = %x, %v, want %x", got, ok, id)
+	}
+	if got, ok := mustParse(t, smallELF("f", "12345678")).KernelBuildID(); !ok || got != [20]byte([]byte("12345678\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")) {
+		t.Errorf("KernelBuildID() of 8 bytes = %x, %v, want them padded", got, ok)
+	}
+	if _, ok := mustParse(t, smallELF("f", "longer than twenty bytes")).KernelBuildID(); ok {
+		t.Error("KernelBuildID() of 24 bytes: the kernel refuses such notes")
+	}
 	e.segments[0].Filesz = 1 << 40
 	if got := mustParse(t, e.build()).BuildID(); got != "" {
 		t.Errorf("BuildID() of a note that reaches beyond the file = %q, want none", got)
