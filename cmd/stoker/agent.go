@@ -61,8 +61,8 @@ type agent struct {
 const fileCacheBytes = 24 << 20
 
 // newAgent makes the parts that stoker run, and record, top and ps without an agent, have in common: all up to the pprof.
-func newAgent(cfg config.Config, log *slog.Logger, version string) (a *agent, err error) {
-	a = &agent{cfg: cfg, log: log, version: version, startedAt: time.Now()}
+func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, err error) {
+	a := &agent{cfg: cfg, log: log, version: version, startedAt: time.Now()}
 	defer func() {
 		if err != nil && a.sampler != nil {
 			a.sampler.Close()
