@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"strings"
 	"time"
 
@@ -104,7 +105,11 @@ func openStore(path string) (*store.Store, error) {
 		return db, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("%w; there is no store yet: start the agent with `stoker run`, or name another store with --store-path", err)
-	case errors.Is(err, fs.ErrPermission):
+	}
+	// SQLite has its own words for a file that this user may not open; the system's answer is clear.
+	if f, opened := os.Open(path); opened == nil {
+		f.Close()
+	} else if errors.Is(opened, fs.ErrPermission) {
 		return nil, &exitError{exitMachine, err} // it says what to do
 	}
 	return nil, err
