@@ -17,6 +17,9 @@ import (
 // upsert finds or makes the record that an event is about, and adds what it says.
 func (r *Registry) upsert(e container.Event, round uint64) {
 	c := &e.Container
+	if c.CgroupPath == rootCgroup {
+		c.CgroupID = 0 // no scope: it would be the whole machine
+	}
 	if c.ID == "" && c.CgroupID == 0 {
 		r.stats.nameless++
 		return
@@ -257,7 +260,7 @@ func overlay(dst, src *container.Container) {
 	all(&dst.Labels, src.Labels)
 	all(&dst.Annotations, src.Annotations)
 	all(&dst.Env, src.Env)
-	if src.CgroupID != 0 {
+	if src.CgroupID != 0 || src.CgroupPath == rootCgroup {
 		dst.CgroupID, dst.CgroupPath = src.CgroupID, src.CgroupPath
 	}
 	if src.PID != 0 {

@@ -27,6 +27,9 @@ const keptWindows = 2
 // for what is known.
 const graceWindows = 2
 
+// rootCgroup is the cgroup of all processes that were not put into another one.
+const rootCgroup = "/"
+
 // Scopes is what the registry needs of the kernel. Add puts a cgroup and all below it in scope, where one in thinning samples
 // is taken; for a cgroup that is in scope already it makes a new scope id. Ids are never 0 and never reused.
 type Scopes interface {

@@ -387,8 +387,13 @@ func TestTwoContainersInOneCgroup(t *testing.T) {
 func TestTheRootCgroupIsNoContainer(t *testing.T) {
 	b := newBench(t, Config{})
 	b.say("containerd", container.Upsert, container.Container{ID: "a", CgroupID: 1, CgroupPath: "/"})
-	if rec := b.want(Excluded); !strings.Contains(rec.Reason, "root cgroup") {
-		t.Errorf("reason %q", rec.Reason)
+	if rec := b.want(Excluded); !strings.Contains(rec.Reason, "root cgroup") || rec.CgroupPath != "/" {
+		t.Errorf("record %+v", rec)
+	}
+	b.say("containerd", container.Upsert, container.Container{ID: "b", CgroupID: 1, CgroupPath: "/"})
+	b.wantScopes()
+	if l := b.List(); len(l) != 2 || !strings.Contains(l[1].Reason, "root cgroup") {
+		t.Errorf("list %+v", l)
 	}
 }
 

@@ -144,7 +144,7 @@ func (r *Registry) decision(rec *record) decision {
 		exclude("it only holds its pod's namespaces")
 	case rec.shares != nil:
 		exclude("it is in the same cgroup as %s, which has the samples of both; give it a cgroup of its own", displayName(&rec.shares.c))
-	case c.CgroupID != 0 && c.CgroupPath == "/":
+	case c.CgroupPath == rootCgroup:
 		exclude("it is in the root cgroup like processes outside of containers; start it with a cgroup of its own")
 	case !rec.described:
 		// Provisional: rules may only judge what is known.

@@ -1,0 +1,433 @@
+package containerd
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/services/containers/v1"
+	eventsservice "github.com/containerd/containerd/api/services/events/v1"
+	"github.com/containerd/containerd/api/services/namespaces/v1"
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/api/types/task"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/registry"
+)
+
+// fake is a containerd made of maps, on a real unix socket, with a cgroup tree and a /proc made of files.
+type fake struct {
+	eventsservice.UnimplementedEventsServer
+
+	t      *testing.T
+	dir    string
+	server *grpc.Server
+
+	mu          sync.Mutex
+	records     map[key]*containers.Container
+	running     map[key]*task.Process
+	subscribers map[chan *types.Envelope]bool
+	get         func(ctx context.Context, k key) error // nil: answer
+	list        func()                                 // called when tasks are listed, after they were read
+	keep        []*os.File                             // cgroup directories, so that their inodes are not used again
+}
+
+func newFake(t *testing.T) *fake {
+	dir, err := os.MkdirTemp("", "stoker-fake-") // short: it holds a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := &fake{t: t, dir: dir, records: map[key]*containers.Container{}, running: map[key]*task.Process{}, subscribers: map[chan *types.Envelope]bool{}}
+	for _, sub := range []string{"cgroup", "proc"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Cleanup(func() {
+		f.stop()
+		for _, d := range f.keep {
+			d.Close()
+		}
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+func (f *fake) socket() string { return filepath.Join(f.dir, "containerd.sock") }
+
+func (f *fake) hierarchy() cgroupfs.Hierarchy {
+	return cgroupfs.Hierarchy{Mount: filepath.Join(f.dir, "cgroup"), Proc: filepath.Join(f.dir, "proc")}
+}
+
+func (f *fake) start() {
+	f.t.Helper()
+	if err := os.RemoveAll(f.socket()); err != nil {
+		f.t.Fatal(err)
+	}
+	l, err := net.Listen("unix", f.socket())
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.server = grpc.NewServer()
+	containers.RegisterContainersServer(f.server, fakeContainers{f: f})
+	tasks.RegisterTasksServer(f.server, fakeTasks{f: f})
+	namespaces.RegisterNamespacesServer(f.server, fakeNamespaces{f: f})
+	eventsservice.RegisterEventsServer(f.server, f)
+	go f.server.Serve(l)
+}
+
+func (f *fake) stop() {
+	if f.server != nil {
+		f.server.Stop()
+		f.server = nil
+	}
+}
+
+func namespaceOf(ctx context.Context) string {
+	md, _ := metadata.FromIncomingContext(ctx)
+	return strings.Join(md.Get("containerd-namespace"), ",")
+}
+
+func (f *fake) Subscribe(_ *eventsservice.SubscribeRequest, s eventsservice.Events_SubscribeServer) error {
+	ch := make(chan *types.Envelope, 10000)
+	f.mu.Lock()
+	f.subscribers[ch] = true
+	f.mu.Unlock()
+	defer func() {
+		f.mu.Lock()
+		delete(f.subscribers, ch)
+		f.mu.Unlock()
+	}()
+	for {
+		select {
+		case env := <-ch:
+			if err := s.Send(env); err != nil {
+				return err
+			}
+		case <-s.Context().Done():
+			return s.Context().Err()
+		}
+	}
+}
+
+func (f *fake) namespaces() []*namespaces.Namespace {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	seen := map[string]bool{}
+	var all []*namespaces.Namespace
+	for k := range f.records {
+		if !seen[k.namespace] {
+			seen[k.namespace] = true
+			all = append(all, &namespaces.Namespace{Name: k.namespace})
+		}
+	}
+	return all
+}
+
+func (f *fake) publish(namespace, topic string, m proto.Message) {
+	f.t.Helper()
+	b, err := proto.Marshal(m)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.envelope(&types.Envelope{Timestamp: timestamppb.Now(), Namespace: namespace, Topic: topic,
+		Event: &anypb.Any{TypeUrl: string(m.ProtoReflect().Descriptor().FullName()), Value: b}})
+}
+
+func (f *fake) envelope(env *types.Envelope) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for ch := range f.subscribers {
+		ch <- env
+	}
+}
+
+// process puts a process into a cgroup, made if need be.
+func (f *fake) process(pid int, cgroup string) uint64 {
+	f.t.Helper()
+	dir := filepath.Join(f.dir, "cgroup", cgroup)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	f.keep = append(f.keep, d)
+	proc := filepath.Join(f.dir, "proc", fmt.Sprint(pid))
+	if err := os.MkdirAll(proc, 0o755); err != nil {
+		f.t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(proc, "cgroup"), []byte("0::"+cgroup+"\n"), 0o644); err != nil {
+		f.t.Fatal(err)
+	}
+	id, err := f.hierarchy().ID(cgroup)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return id
+}
+
+func (f *fake) removeProcess(pid int, cgroup string) {
+	f.t.Helper()
+	for _, dir := range []string{filepath.Join(f.dir, "proc", fmt.Sprint(pid)), filepath.Join(f.dir, "cgroup", cgroup)} {
+		if err := os.RemoveAll(dir); err != nil {
+			f.t.Fatal(err)
+		}
+	}
+}
+
+func specOf(t *testing.T, cgroupsPath string, annotations map[string]string, env ...string) *anypb.Any {
+	t.Helper()
+	b, err := json.Marshal(map[string]any{"annotations": annotations, "process": map[string]any{"env": env}, "linux": map[string]any{"cgroupsPath": cgroupsPath}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Spec", Value: b}
+}
+
+// create makes a record and tells it.
+func (f *fake) create(namespace, id string, labels map[string]string) {
+	f.record(namespace, &containers.Container{ID: id, Image: "img:" + id, Labels: labels, Spec: specOf(f.t, "/"+namespace+"/"+id, nil, "SECRET=1", "OTEL_SERVICE_NAME=svc")})
+	f.publish(namespace, "/containers/create", &events.ContainerCreate{ID: id, Image: "img:" + id})
+}
+
+func (f *fake) record(namespace string, r *containers.Container) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r.CreatedAt = timestamppb.Now()
+	f.records[key{namespace, r.GetID()}] = r
+}
+
+// task makes the first process of a container and tells it, and returns the cgroup id.
+func (f *fake) task(namespace, id string, pid int) uint64 {
+	cgroup := f.process(pid, "/"+namespace+"/"+id)
+	f.mu.Lock()
+	f.running[key{namespace, id}] = &task.Process{ID: id, Pid: uint32(pid), Status: task.Status_RUNNING}
+	f.mu.Unlock()
+	f.publish(namespace, "/tasks/create", &events.TaskCreate{ContainerID: id, Pid: uint32(pid)})
+	return cgroup
+}
+
+func (f *fake) run(namespace, id string, pid int) uint64 {
+	f.create(namespace, id, nil)
+	cgroup := f.task(namespace, id, pid)
+	f.publish(namespace, "/tasks/start", &events.TaskStart{ContainerID: id, Pid: uint32(pid)})
+	return cgroup
+}
+
+// vanish ends a container without telling.
+func (f *fake) vanish(namespace, id string, pid int, record bool) {
+	f.removeProcess(pid, "/"+namespace+"/"+id)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.running, key{namespace, id})
+	if record {
+		delete(f.records, key{namespace, id})
+	}
+}
+
+// Adapters: the services have methods of the same names.
+type fakeContainers struct {
+	containers.UnimplementedContainersServer
+	f *fake
+}
+type fakeTasks struct {
+	tasks.UnimplementedTasksServer
+	f *fake
+}
+type fakeNamespaces struct {
+	namespaces.UnimplementedNamespacesServer
+	f *fake
+}
+
+func (c fakeContainers) Get(ctx context.Context, r *containers.GetContainerRequest) (*containers.GetContainerResponse, error) {
+	k := key{namespaceOf(ctx), r.GetID()}
+	c.f.mu.Lock()
+	hook := c.f.get
+	record := c.f.records[k]
+	c.f.mu.Unlock()
+	if hook != nil {
+		if err := hook(ctx, k); err != nil {
+			return nil, err
+		}
+	}
+	if record == nil {
+		return nil, status.Error(codes.NotFound, "not found")
+	}
+	return &containers.GetContainerResponse{Container: record}, nil
+}
+
+func (c fakeContainers) List(ctx context.Context, _ *containers.ListContainersRequest) (*containers.ListContainersResponse, error) {
+	c.f.mu.Lock()
+	defer c.f.mu.Unlock()
+	out := &containers.ListContainersResponse{}
+	for k, r := range c.f.records {
+		if k.namespace == namespaceOf(ctx) {
+			out.Containers = append(out.Containers, r)
+		}
+	}
+	return out, nil
+}
+
+func (c fakeTasks) List(ctx context.Context, _ *tasks.ListTasksRequest) (*tasks.ListTasksResponse, error) {
+	c.f.mu.Lock()
+	out := &tasks.ListTasksResponse{}
+	for k, p := range c.f.running {
+		if k.namespace == namespaceOf(ctx) {
+			out.Tasks = append(out.Tasks, p)
+		}
+	}
+	hook := c.f.list
+	c.f.mu.Unlock()
+	if hook != nil {
+		hook()
+	}
+	return out, nil
+}
+
+func (c fakeNamespaces) List(context.Context, *namespaces.ListNamespacesRequest) (*namespaces.ListNamespacesResponse, error) {
+	return &namespaces.ListNamespacesResponse{Namespaces: c.f.namespaces()}, nil
+}
+
+// scopes stands for the kernel.
+type scopes struct {
+	mu   sync.Mutex
+	next uint32
+	in   map[uint64]time.Time // cgroup → since
+	ever map[uint64]time.Time
+}
+
+func newScopes() *scopes { return &scopes{in: map[uint64]time.Time{}, ever: map[uint64]time.Time{}} }
+
+func (s *scopes) Add(cgroup uint64, _ uint32) (uint32, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.next++
+	s.in[cgroup] = time.Now()
+	if _, ok := s.ever[cgroup]; !ok {
+		s.ever[cgroup] = time.Now()
+	}
+	return s.next, nil
+}
+
+func (s *scopes) Remove(cgroup uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.in, cgroup)
+	return nil
+}
+
+func (s *scopes) has(cgroup uint64) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.in[cgroup]
+	return ok
+}
+
+// bench is a client that feeds a registry.
+type bench struct {
+	t      *testing.T
+	client *Client
+	*registry.Registry
+	scopes *scopes
+	hold   sync.Mutex // held: emit waits
+
+	mu   sync.Mutex
+	said []container.Event
+}
+
+func newBench(t *testing.T, c *Client) *bench {
+	b := &bench{t: t, client: c, scopes: newScopes()}
+	b.Registry = registry.New(registry.Config{Scopes: b.scopes, Frequency: 97})
+	return b
+}
+
+func (b *bench) emit(e container.Event) {
+	b.hold.Lock()
+	defer b.hold.Unlock()
+	b.mu.Lock()
+	b.said = append(b.said, e)
+	b.mu.Unlock()
+	b.Apply(e)
+}
+
+func (b *bench) run() {
+	b.t.Helper()
+	start(b.t, b.client, b.emit)
+}
+
+func start(t *testing.T, s container.Source, emit func(container.Event)) {
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx, emit) }()
+	t.Cleanup(func() {
+		cancel()
+		select {
+		case err := <-ended:
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("Run ended with %v", err)
+			}
+		case <-time.After(30 * time.Second):
+			t.Error("Run does not end")
+		}
+	})
+}
+
+// eventually polls until ok.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(60 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+	}
+}
+
+func (b *bench) synced() {
+	b.t.Helper()
+	eventually(b.t, "the source has synced", func() bool { return b.client.Status().Connected })
+}
+
+// find returns the newest record of a container that is not gone, else the newest.
+func (b *bench) find(namespace, id string) (registry.Record, bool) {
+	var found registry.Record
+	ok := false
+	for _, rec := range b.List() {
+		if rec.ID == id && rec.Namespace == namespace && (!ok || found.State == registry.Gone || rec.State != registry.Gone) {
+			found, ok = rec, true
+		}
+	}
+	return found, ok
+}
+
+func (b *bench) state(namespace, id string, want registry.State) registry.Record {
+	b.t.Helper()
+	var rec registry.Record
+	eventually(b.t, fmt.Sprintf("container %s in %s is %v", id, namespace, want), func() bool {
+		var ok bool
+		rec, ok = b.find(namespace, id)
+		return ok && rec.State == want
+	})
+	return rec
+}
