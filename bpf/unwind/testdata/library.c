@@ -1,12 +1,11 @@
-/* A library with one function, whose name and surroundings the test chooses with -D. */
-#ifndef PAD
-#define PAD 0
-#endif
-__attribute__((noinline, used)) static int NAME(int x)
+/* A library with one function that works, whose name the test chooses with -DNAME. */
+__attribute__((noinline, used)) static unsigned NAME(unsigned x)
 {
-	return x * 3 + PAD;
+	for (int i = 0; i < 20000; i++)
+		x = x * 31 + i;
+	return x;
 }
-__attribute__((noinline)) int exported(int x)
+__attribute__((noinline)) unsigned exported(unsigned x)
 {
 	return NAME(x) + 1;
 }
