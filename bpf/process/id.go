@@ -1,5 +1,9 @@
-// Package process knows the processes in scope and their mappings: who an address belongs to. It reads /proc and nothing
-// else, writes to no process, and keeps no file open.
+// Package process knows the processes in scope and their mappings: who an address belongs to.
+//
+// [Reader] reads /proc and opens the files that processes have mapped; any goroutine may use it. [Table] remembers processes,
+// keeps their mappings true to what the kernel says of their execs, and forgets them after they have ended; one goroutine owns
+// it. [ParseMaps] reads the text of a maps file. What processes show of themselves is hostile: it is bounded everywhere. The
+// package looks at no process that it was not told of, writes to none, and keeps no file open.
 package process
 
 // ID is what an address may be resolved against. It is comparable.
