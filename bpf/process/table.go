@@ -86,6 +86,7 @@ type Process struct {
 	maps *Maps
 	// previous is what maps were before the last change: stacks that were sampled before it may still be on their way.
 	previous *Maps
+	replaced uint64 // window of the last change
 	// proven is true when the kernel confirmed that maps are those of id: it had not exec'd until after they were read.
 	proven bool
 	gone   bool   // there is nothing to read any more
@@ -219,7 +220,7 @@ func (t *Table) enter(id ID, scope uint32) *Process {
 			old.gone = true
 			t.markExited(old)
 			if old.id.StartBoottime == id.StartBoottime {
-				p.before = old
+				p.before, old.before = old, nil
 			}
 		}
 	}
@@ -365,7 +366,7 @@ func (t *Table) set(p *Process, m *Maps) (c Change) {
 	if m != nil {
 		c.Fresh = !m.Equal(old)
 		if old != nil && c.Fresh {
-			p.previous = old
+			p.previous, p.replaced = old, t.window
 			if c.Moved = !m.Keeps(old); c.Moved {
 				t.stats.changed.Add(1)
 			}
@@ -413,12 +414,15 @@ func (t *Table) Sweep() {
 	}
 }
 
-// WindowEnd forgets processes that ended two windows ago, or that nothing was heard of for long.
+// WindowEnd forgets processes that ended two windows ago, or that nothing was heard of for long, and mappings that were replaced
+// two windows ago.
 func (t *Table) WindowEnd() {
 	t.window++
 	for _, p := range t.byID {
 		if p.exited != 0 && p.exited+exitWindows <= t.window || p.used+idleWindows <= t.window {
 			t.forget(p)
+		} else if p.previous != nil && p.replaced+exitWindows <= t.window {
+			p.previous = nil
 		}
 	}
 }

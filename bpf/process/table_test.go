@@ -314,6 +314,23 @@ func TestSweep(t *testing.T) {
 	}
 }
 
+func TestReplacedMappingsServeLateStacks(t *testing.T) {
+	p := newProc(t)
+	table, _ := p.table(nil)
+	id := p.process(1, 10, at(0x1000, 1)+at(0x5000, 2))
+	proc := table.Get(id, 1, nil)
+	p.process(1, 10, at(0x1000, 1))
+	if c := table.Refresh(proc); !c.Fresh || !c.Moved {
+		t.Errorf("a library went: %+v", c)
+	}
+	for window := range exitWindows + 1 {
+		if _, ok := proc.Find(0x5000); ok != (window < exitWindows) {
+			t.Errorf("window %d after: found %v", window, ok)
+		}
+		table.WindowEnd()
+	}
+}
+
 func TestMovedToAnotherScope(t *testing.T) {
 	p := newProc(t)
 	table, _ := p.table(nil)
