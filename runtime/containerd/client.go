@@ -60,6 +60,7 @@ type Client struct {
 	name, address string
 	h             cgroupfs.Hierarchy
 	log           *slog.Logger
+	optional      bool // nobody asked for this socket: that it is absent is not worth a warning
 	status        state
 	n             counts
 	times         times
@@ -136,7 +137,7 @@ func (c *Client) Run(ctx context.Context, emit func(container.Event)) error {
 		absent := errors.Is(err, fs.ErrNotExist)
 		if c.status.set(false, err) {
 			level := slog.LevelWarn
-			if absent {
+			if absent && c.optional {
 				level = slog.LevelDebug // most machines have one containerd, not one at each usual place
 			}
 			c.log.Log(ctx, level, "containerd is not followed", "err", err)

@@ -14,7 +14,9 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -70,7 +72,10 @@ func Sources(cfg Config) ([]container.Source, error) {
 
 // Usual follows containerd at all the usual places at once. Its events carry the names of the places' own sources, so that
 // what one containerd no longer has is not mistaken for what another one has.
-type Usual struct{ clients []*Client }
+type Usual struct {
+	clients []*Client
+	log     *slog.Logger // nil discards
+}
 
 var (
 	_ container.Source         = (*Usual)(nil)
@@ -78,9 +83,11 @@ var (
 )
 
 func newUsual(places []place, cfg Config) *Usual {
-	u := &Usual{}
+	u := &Usual{log: cfg.Log}
 	for _, p := range places {
-		u.clients = append(u.clients, NewClient(p.name, p.address, cfg.Hierarchy, cfg.Log))
+		c := NewClient(p.name, p.address, cfg.Hierarchy, cfg.Log)
+		c.optional = true
+		u.clients = append(u.clients, c)
 	}
 	return u
 }
@@ -90,6 +97,11 @@ func (u *Usual) Name() string { return "containerd" }
 
 // Run implements [container.Source].
 func (u *Usual) Run(ctx context.Context, emit func(container.Event)) error {
+	there := func(c *Client) bool { _, err := os.Stat(c.address); return err == nil }
+	if u.log != nil && !slices.ContainsFunc(u.clients, there) {
+		u.log.Warn("no containerd at any of the usual places: containers are found by their cgroups alone, without names; "+
+			"start containerd, or set runtimes.containerd.address", "source", u.Name())
+	}
 	var clients sync.WaitGroup
 	for _, c := range u.clients {
 		clients.Go(func() { _ = c.Run(ctx, emit) }) // a Client's Run ends with ctx only
