@@ -222,7 +222,7 @@ func (a *agent) serve(ctx context.Context, servers *errgroup.Group) error {
 	}
 	if dir := filepath.Dir(a.cfg.Socket); dir != "." {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return fmt.Errorf("make the directory of the agent's socket: %w; name another place with socket:", err)
+			return fmt.Errorf("make the directory of the agent's socket: %w; name another place with the key socket", err)
 		}
 	}
 	open := func(addr string, c web.Config) error {
