@@ -162,7 +162,7 @@ func TestServerThatRefuses(t *testing.T) {
 // the store whatever the server does.
 func pushingAgent(t *testing.T, url string) *agent {
 	t.Helper()
-	a := startAgent(t, options{window: time.Second, extra: fmt.Sprintf("pyroscope: {url: %q, remote_timeout: 2s}\n", url)})
+	a := startAgent(t, options{window: time.Second, extra: fmt.Sprintf("pyroscope: {url: %q, remote_timeout: 10s}\n", url)})
 	b := start(t, spec{args: []string{"/" + workload.Burn, "0", "7"}})
 	a.stored(t, b.id, "second profile", func(p sink.Profile) bool { return p.Total > 0 })
 	first := time.Now()

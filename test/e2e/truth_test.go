@@ -191,7 +191,7 @@ func (pic *picture) bySuffix(n int) map[string]int64 {
 	return sums
 }
 
-// userFrames counts the frames of user space that have a name and those that are an address in a file.
+// userFrames is the time in frames of user space that have a name and in those that are an address in a file.
 func userFrames(t *testing.T, profiles []sink.Profile) (named, unnamed int64) {
 	t.Helper()
 	for _, sp := range profiles {
@@ -206,9 +206,9 @@ func userFrames(t *testing.T, profiles []sink.Profile) (named, unnamed int64) {
 				}
 				for _, line := range l.Line {
 					if strings.Contains(line.Function.Name, "!0x") || strings.HasPrefix(line.Function.Name, "[") {
-						unnamed++
+						unnamed += s.Value[0]
 					} else {
-						named++
+						named += s.Value[0]
 					}
 				}
 			}
