@@ -8,6 +8,6 @@ seconds=${FUZZ_SECONDS:-10}
 grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n1 dirname | sort -u | while read -r dir; do
 	"$GO" test -list '^Fuzz' "$dir" | grep '^Fuzz' | while read -r target; do
 		echo "=== $dir $target, $seconds s"
-		"$GO" test -run '^$' -fuzz "^$target\$" -fuzztime "${seconds}s" "$dir" </dev/null
+		"$GO" test -run '^$' -fuzz "^$target\$" -fuzztime "${seconds}s" -fuzzminimizetime 10x "$dir" </dev/null
 	done
 done

@@ -507,11 +507,14 @@ func (s *Sampler) forgetProcess(id process.ID) {
 	}
 }
 
-// Current reports whether the kernel still knows this PID as this process: same start, same exec.
+// Current reports whether the kernel still knows this PID as this process: same start, same exec. It says yes where the kernel
+// knows nothing of the PID, because its table of processes was full.
 func (s *Sampler) Current(id process.ID) bool {
 	var p bpfProcess
-	err := s.objs.Processes.Lookup(id.PID, &p)
-	return err == nil && p.StartBoottime == id.StartBoottime && p.ExecId == id.ExecID
+	if err := s.objs.Processes.Lookup(id.PID, &p); err != nil {
+		return errors.Is(err, ebpf.ErrKeyNotExist)
+	}
+	return p.StartBoottime == id.StartBoottime && p.ExecId == id.ExecID
 }
 
 // RaiseEpoch makes the kernel send the stacks of a process again, because its mappings changed. A process that is gone or has

@@ -397,9 +397,10 @@ func (s *symbolizer) hold(f *file, object *symbol.Object) {
 	}
 }
 
-// register makes an object known by its build id.
+// register makes an object known by its build id, in the form that hints have.
 func (s *symbolizer) register(scope uint32, object *symbol.Object, path string) {
-	if id := object.BuildID(); id != "" {
+	if b, ok := object.KernelBuildID(); ok {
+		id := hex.EncodeToString(b[:])
 		s.builds.Put(buildKey{scope, id}, build{weak.Make(object), path}, 128+int64(len(id)+len(path)))
 	}
 }
@@ -621,7 +622,10 @@ func (s *symbolizer) sameBuilds(q *process.Process, hints []unwind.Hint) bool {
 			return false
 		}
 		object := a.object(a.file(m))
-		if object == nil || object.BuildID() != hex.EncodeToString(hints[i].BuildID[:]) {
+		if object == nil {
+			return false
+		}
+		if id, ok := object.KernelBuildID(); !ok || id != hints[i].BuildID {
 			return false
 		}
 	}
