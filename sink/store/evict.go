@@ -215,6 +215,11 @@ func (s *Store) fit(ctx context.Context, db *database) error {
 		if err := vacuum(ctx, db.w, count-limit); err != nil {
 			return err
 		}
+		// The file itself shrinks when the log is folded in. A reader in another process can keep that from happening
+		// now; a later checkpoint does it then.
+		if _, err := db.w.ExecContext(ctx, "PRAGMA wal_checkpoint(TRUNCATE)"); err != nil {
+			return err
+		}
 	}
 	_, err = db.w.ExecContext(ctx, fmt.Sprintf("PRAGMA max_page_count=%d", limit))
 	return err

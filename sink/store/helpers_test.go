@@ -18,20 +18,41 @@ import (
 	"github.com/stoker-profiler/stoker/sink"
 )
 
-// fakeClock is a clock that only moves when told.
+// fakeClock is a clock that only moves when told, or from a given start as time does.
 type fakeClock struct {
-	mu   sync.Mutex
-	wall time.Time
-	boot time.Duration
-	id   string
+	mu    sync.Mutex
+	wall  time.Time
+	boot  time.Duration
+	id    string
+	since time.Time // set: it runs
 }
 
 func newClock() *fakeClock {
 	return &fakeClock{wall: time.Date(2026, 8, 1, 12, 0, 0, 0, time.UTC), boot: time.Hour, id: "boot-1"}
 }
 
-func (c *fakeClock) Now() time.Time          { c.mu.Lock(); defer c.mu.Unlock(); return c.wall }
-func (c *fakeClock) Boottime() time.Duration { c.mu.Lock(); defer c.mu.Unlock(); return c.boot }
+func (c *fakeClock) Now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.wall.Add(c.elapsed())
+}
+
+func (c *fakeClock) Boottime() time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.boot + c.elapsed()
+}
+
+func (c *fakeClock) elapsed() time.Duration {
+	if c.since.IsZero() {
+		return 0
+	}
+	return time.Since(c.since)
+}
+
+// run lets the clock run: for tests in which waits end by themselves.
+func (c *fakeClock) run() { c.mu.Lock(); defer c.mu.Unlock(); c.since = time.Now() }
+
 func (c *fakeClock) BootID() (string, error) { return c.id, nil }
 
 // pass lets d go by on both clocks.
@@ -54,18 +75,24 @@ type logBuffer struct {
 	b  bytes.Buffer
 }
 
-func (l *logBuffer) Write(p []byte) (int, error) { l.mu.Lock(); defer l.mu.Unlock(); return l.b.Write(p) }
-func (l *logBuffer) String() string              { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+func (l *logBuffer) String() string { l.mu.Lock(); defer l.mu.Unlock(); return l.b.String() }
 
 func newLog() (*logBuffer, *slog.Logger) {
 	b := &logBuffer{}
 	return b, slog.New(slog.NewTextHandler(b, &slog.HandlerOptions{Level: slog.LevelDebug}))
 }
 
+var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
+
 // open opens a store of its own for t; change may alter the configuration.
 func open(t testing.TB, clock Clock, change ...func(*Config)) *Store {
 	t.Helper()
-	cfg := Config{Path: filepath.Join(t.TempDir(), "profiles.db"), Clock: clock, MaintainEvery: -1, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	cfg := Config{Path: filepath.Join(t.TempDir(), "profiles.db"), Clock: clock, MaintainEvery: -1, Log: quiet}
 	for _, f := range change {
 		f(&cfg)
 	}
@@ -107,7 +134,7 @@ func newWorkload(seed uint64, functions, stacks, depth int) *workload {
 
 const period = 10309278 // 1e9 / 97
 
-// pprof builds a profile of n samples.
+// pprof builds a profile of n samples; a negative n means one of each stack.
 func (w *workload) pprof(t testing.TB, start, end time.Time, n int) (gz []byte, total int64, samples int) {
 	t.Helper()
 	p := &profile.Profile{
@@ -120,6 +147,9 @@ func (w *workload) pprof(t testing.TB, start, end time.Time, n int) (gz []byte, 
 	counts := map[uint64]int64{}
 	for range n {
 		counts[w.zipf.Uint64()]++
+	}
+	for i := 0; n < 0 && i < len(w.stacks); i++ {
+		counts[uint64(i)] = 1
 	}
 	for i, c := range counts {
 		s := &profile.Sample{Value: []int64{c * period}}
