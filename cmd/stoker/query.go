@@ -35,7 +35,7 @@ func (a *app) queryCommand(use string) *cobra.Command {
 the user must be able to read the store.
 
 A label condition is NAME=VALUE, NAME!=VALUE, NAME=~REGEXP or NAME!~REGEXP; a regular expression must match the whole value;
-several conditions must all hold. "stoker store ls" shows which labels there are.
+several conditions must all hold. "stoker store ls --output json" shows which labels there are.
 
 A time is RFC 3339 (2026-03-01T12:00:00Z), "2026-03-01 12:00" or "12:00" in local time, now, or a duration before now (-90m).
 
