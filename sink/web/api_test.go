@@ -280,6 +280,15 @@ func TestDiffComparesTwoSides(t *testing.T) {
 	if f := d.Functions[0]; f.Name != "regexp.(*Regexp).backtrack" || f.RightFlat <= f.LeftFlat {
 		t.Errorf("the largest change is %+v", f)
 	}
+	for format, want := range map[string]string{"pprof": "application/octet-stream", "html": "text/html"} {
+		w := a.get("/api/v1/diff?left_from=-20m&left_to=-15m&right_from=-5m&format=" + format)
+		if w.Code != 200 || !strings.HasPrefix(w.Header().Get("Content-Type"), want) || !strings.HasPrefix(w.Header().Get("Content-Disposition"), "attachment") {
+			t.Errorf("%s: status %d, %s", format, w.Code, w.Header().Get("Content-Type"))
+		}
+	}
+	if w := a.get("/api/v1/diff?format=svg"); w.Code != 400 {
+		t.Errorf("a format that cannot show a difference: status %d", w.Code)
+	}
 	var sum web.DiffFunction
 	for _, f := range d.Functions {
 		sum.LeftFlat += f.LeftFlat

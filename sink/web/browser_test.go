@@ -84,6 +84,9 @@ const (
 	option = `[...document.querySelectorAll("#containers [role=option]")]`
 )
 
+// cpu is the CPU time that the page gives for what is selected, "" while it is loading.
+const cpu = `[...document.querySelectorAll("#meta .fact")].map((e) => e.textContent).filter((s) => s.startsWith("CPU time") && !s.endsWith("…")).join()`
+
 func frame(name string) string {
 	return `[...document.querySelectorAll(".sfg-frame")].find((e) => e.textContent === ` + quote(name) + `)`
 }
@@ -125,22 +128,23 @@ func TestChoosingAContainerAndARangeNarrowsTheProfile(t *testing.T) {
 	p.Wait(`!(` + frame("runtime.goexit") + `) && ` + frame("PostgresMain"))
 	p.Wait(`document.querySelector("#meta").textContent.includes("docker.io/library/postgres:17")`)
 	p.Wait(`document.querySelector("#meta").textContent.includes("12ms before its start")`)
-	whole := p.Text(`document.querySelector("#meta .v").textContent`)
+	p.Wait(cpu)
+	whole := p.Text(cpu)
 	p.Drag(`document.querySelector("#chart")`, 0.4, 0.5, 0.6, 0.5)
 	p.Wait(`location.hash.includes("sel=") && document.querySelector("#selection").textContent.includes("(")`)
-	p.Wait(`document.querySelector("#meta .v") && document.querySelector("#meta .v").textContent !== ` + quote(whole))
+	p.Wait(cpu + ` && ` + cpu + ` !== ` + quote(whole))
 	shot(t, p, "selected")
 	// The address is the whole state: another page that opens it shows the same.
 	q := b.Open(p.Text(`location.href`), desktop)
-	q.Wait(`document.querySelector("#meta .v")`)
+	q.Wait(cpu)
 	q.Wait(`document.querySelector("#selection").textContent === ` + quote(p.Text(`document.querySelector("#selection").textContent`)))
-	if got, want := q.Text(`document.querySelector("#meta .v").textContent`), p.Text(`document.querySelector("#meta .v").textContent`); got != want {
+	if got, want := q.Text(cpu), p.Text(cpu); got != want {
 		t.Errorf("the same address shows %q in one page and %q in another", got, want)
 	}
 	// Back goes back.
 	p.Eval(`history.back()`, nil)
 	p.Wait(`!location.hash.includes("sel=")`)
-	p.Wait(`document.querySelector("#meta .v").textContent === ` + quote(whole) + ` || !document.querySelector("#selection").textContent.includes("(")`)
+	p.Wait(cpu + ` && !document.querySelector("#selection").textContent.includes("(")`)
 	quiet(t, p)
 	quiet(t, q)
 }
@@ -251,6 +255,34 @@ func TestAProfileIsDownloaded(t *testing.T) {
 	if len(prof.Sample) < 10 {
 		t.Errorf("the profile has %d samples", len(prof.Sample))
 	}
+	quiet(t, p)
+}
+
+func TestWhatIsNewAppearsByItself(t *testing.T) {
+	url, node, st := site(t, web.Config{}, false)
+	now := time.Now()
+	*node = *fixture.New(now)
+	p := browsertest.Start(t).Open(url+"/#from=now-1m&refresh=1", desktop)
+	p.Wait(`document.querySelector(".empty.big")`)
+	if err := fixture.Fill(t.Context(), st, now.Add(-50*time.Second), now); err != nil {
+		t.Fatal(err)
+	}
+	p.Wait(frames + ` > 20`)
+	// Zoom and search outlive a refresh.
+	p.Click(frame("PostmasterMain"))
+	p.Wait(`document.querySelectorAll(".sfg-above").length > 0`)
+	p.Wait(cpu)
+	before := p.Text(cpu)
+	if err := fixture.Fill(t.Context(), st, now.Add(-50*time.Second), now); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 3 {
+		if err := fixture.WriteWindow(t.Context(), st, now.Add(time.Duration(i)*time.Second), 0.5); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p.Wait(cpu + ` && ` + cpu + ` !== ` + quote(before))
+	p.Wait(`document.querySelectorAll(".sfg-above").length > 0`)
 	quiet(t, p)
 }
 

@@ -28,10 +28,12 @@ type Container struct {
 	// ScopeBeforeStart is absent when either time is not known.
 	ScopeBeforeStart *bool `json:"scope_before_start,omitempty"`
 	// State is the registry's word: "profiled", "provisional", "excluded", "gone", …; Reason says why it is not profiled.
-	State   string `json:"state"`
-	Reason  string `json:"reason,omitempty"`
-	Service string `json:"service,omitempty"`
-	Tenant  string `json:"tenant,omitempty"`
+	State  string `json:"state"`
+	Reason string `json:"reason,omitempty"`
+	// Notes are what the container's own labels asked for in vain.
+	Notes   []string `json:"notes,omitempty"`
+	Service string   `json:"service,omitempty"`
+	Tenant  string   `json:"tenant,omitempty"`
 	// AskedFrequency is what the container's own label asked for (0: nothing), GivenFrequency what it got; both in Hz.
 	AskedFrequency int `json:"frequency_asked,omitempty"`
 	GivenFrequency int `json:"frequency_given,omitempty"`

@@ -213,15 +213,20 @@ func (s *server) profile(w http.ResponseWriter, r *http.Request) error {
 		writeJSON(w, http.StatusOK, v)
 		return nil
 	}
+	if m.profiles == 0 && format != file.Pprof.String() {
+		return errNothing()
+	}
+	return s.send(w, format, m.profile, file.Options{Title: s.title(ctx, sel)})
+}
+
+// send answers with p as a file to be saved.
+func (s *server) send(w http.ResponseWriter, format string, p *profile.Profile, opts file.Options) error {
 	f, err := file.ParseFormat(format)
 	if err != nil {
 		return badRequest("use one of "+strings.Join(formats(), ", "), "%v", err)
 	}
-	if m.profiles == 0 && f != file.Pprof {
-		return errNothing()
-	}
 	var buf bytes.Buffer
-	if err := file.Write(&buf, f, m.profile, file.Options{Title: s.title(ctx, sel)}); err != nil {
+	if err := file.Write(&buf, f, p, opts); err != nil {
 		return err
 	}
 	w.Header().Set("Content-Type", f.ContentType())
@@ -416,7 +421,10 @@ func (s *server) diff(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	sides := q.Get("sides") == "1"
+	sides, format := q.Get("sides") == "1", cmp.Or(q.Get("format"), "json")
+	if !slices.Contains([]string{"json", "pprof", "html"}, format) {
+		return badRequest("use json, pprof or html", "a difference has no format %q", clip(format, 50))
+	}
 	leave, err := s.heavy.enter(r.Context())
 	if err != nil {
 		return err
@@ -431,6 +439,12 @@ func (s *server) diff(w http.ResponseWriter, r *http.Request) error {
 	b, err := s.merge(ctx, right)
 	if err != nil {
 		return fmt.Errorf("right: %w", err)
+	}
+	if format != "json" {
+		if a.profiles == 0 && b.profiles == 0 {
+			return errNothing()
+		}
+		return s.send(w, format, b.profile, file.Options{Title: s.title(ctx, right) + " compared with " + s.title(ctx, left), Base: a.profile})
 	}
 	out := DiffAnswer{SampleType: b.profile.SampleType[0].Type, Unit: b.profile.SampleType[0].Unit}
 	if out.Left, err = view(left, a, sides); err != nil {

@@ -1,10 +1,10 @@
 // The page: state in the address, what is loaded when, and the parts put together. Each part draws itself; see chart.js,
 // filter.js, table.js. The flame graph is the one that stoker's HTML files have too (window.stokerFlamegraph).
-import { el, setUTC, isUTC, cores, percent, signedPercent, cpuTime, duration, bytes, count, clock, dateTime, span, readTime } from './format.js';
+import { el, setUTC, isUTC, cores, percent, signedPercent, cpuTime, duration, bytes, count, moment, dateTime, span, readTime } from './format.js';
 import { get, request, setToken, hasToken, APIError } from './api.js';
 import { Chart, sparkline } from './chart.js';
 import { Filter } from './filter.js';
-import { Table, matcher, base } from './table.js';
+import { Table, matcher } from './table.js';
 
 const $ = (id) => document.getElementById(id);
 const PRESETS = [['now-5m', '5 minutes'], ['now-15m', '15 minutes'], ['now-1h', 'hour'], ['now-6h', '6 hours'], ['now-24h', '24 hours'], ['now-3d', '3 days']];
@@ -216,11 +216,16 @@ function drawControls() {
     t.tabIndex = t.dataset.view === state.view ? 0 : -1;
   }
   $('view').setAttribute('aria-labelledby', 'tab-' + state.view);
+  const formats = state.view === 'compare' ? FORMATS.filter(([f]) => f === 'html' || f === 'pprof') : FORMATS;
+  $('download-list').replaceChildren(...formats.map(([format, title, hint, ext]) => el('button', { type: 'button', class: 'item', onclick: () => download(format, ext) },
+    el('span', {}, title), el('small', {}, hint))));
   $('utc').textContent = isUTC() ? 'Times in UTC' : 'Local time';
   $('utc').title = isUTC() ? 'Show local time' : 'Show UTC';
 }
 
 function rangeText() {
+  const m = /^now-(\S+)$/.exec(state.from);
+  if (m && state.to === 'now') return 'Last ' + m[1];
   const show = (t) => /^\d+$/.test(t) ? dateTime(+t) : t;
   if (/^\d+$/.test(state.from) && /^\d+$/.test(state.to)) return span(+state.from, +state.to);
   return show(state.from) + ' – ' + show(state.to);
@@ -230,7 +235,7 @@ function closeMenus(except) { for (const d of document.querySelectorAll('details
 
 function wire() {
   $('presets').replaceChildren(...PRESETS.map(([from, text]) => el('button', { type: 'button', class: 'preset', data: { from },
-    onclick: () => { closeMenus(); setState({ from, to: 'now', sel: null, a: null, b: null }); } }, text)));
+    onclick: () => { closeMenus(); setState({ from, to: 'now', sel: null, a: null, b: null }); } }, text === 'hour' ? '1 hour' : text)));
   $('range-menu').addEventListener('toggle', () => {
     if (!$('range-menu').open) return;
     const show = (t, ms) => /^\d+$/.test(t) ? dateTime(+t) : t || dateTime(ms);
@@ -269,8 +274,6 @@ function wire() {
   });
   $('search').addEventListener('input', (e) => { state.q = e.target.value; history.replaceState(null, '', writeHash(state)); search(); });
   $('container-search').addEventListener('input', drawContainers);
-  $('download-list').replaceChildren(...FORMATS.map(([format, title, hint, ext]) => el('button', { type: 'button', class: 'item', onclick: () => download(format, ext) },
-    el('span', {}, title), el('small', {}, hint))));
   $('deep').addEventListener('click', (e) => { if (hasToken()) { e.preventDefault(); openDeep(); } });
   document.addEventListener('click', (e) => closeMenus(e.target.closest('details.menu')));
   document.addEventListener('keydown', (e) => {
@@ -290,11 +293,13 @@ function wire() {
     const next = items[Math.min(items.length - 1, Math.max(0, i + (e.key === 'ArrowDown' ? 1 : -1)))];
     if (next) setState({ container: next.dataset.id, sel: state.sel }, { quiet: true });
   });
-  let next = Date.now();
+  let last = Date.now();
   setInterval(() => {
     if (!state.refresh || document.hidden || loads > 0 || chart.dragging || document.querySelector('dialog[open]')) return;
-    if (Date.now() < next) return;
-    next = Date.now() + state.refresh * 1000;
+    // The longer the range, the more a refresh costs the node and the less it shows.
+    const every = Math.max(state.refresh * 1000, (overview.to - overview.from) / 90 || 0);
+    if (Date.now() - last < every) return;
+    last = Date.now();
     if (state.to === 'now') refresh();
   }, 1000);
 }
@@ -442,10 +447,12 @@ async function drawMain() {
   $('deep').href = '/pprof/?' + new URLSearchParams(params);
   if (state.view === 'compare') return drawCompare();
   const key = JSON.stringify(params);
+  const of = selected();
   if (!profile || profile.key !== key) {
     await load('profile', async () => {
       const answer = await get('/api/v1/profile', [...params, ['format', 'json']], { channel: 'profile' });
       answer.key = key;
+      answer.of = of;
       profile = answer;
     });
     if (!profile || profile.key !== key) return;
@@ -504,21 +511,24 @@ function drawEmpty() {
       anything && row && state.from !== 'now-24h' ? el('button', { type: 'button', class: 'button', onclick: () => setState({ from: 'now-24h', to: 'now', sel: null }) }, 'Last 24 hours') : null))]);
 }
 
+/** What is selected, whatever the clock says: the numbers of the last refresh stand until the next ones have come. */
+function selected() { return JSON.stringify([state.container, state.match, state.sel, state.from, state.to]); }
+
 function drawMeta() {
   const m = $('meta');
   const row = state.view !== 'compare' && state.container ? rowOf(state.container) : null;
-  const r = effectiveRange();
   const facts = [];
   const fact = (k, v, title) => facts.push(el('span', { class: 'fact', title }, el('span', { class: 'k' }, k), el('span', { class: 'v' }, v)));
-  if (state.view !== 'compare' && profile?.total && profile.key === JSON.stringify(profileParams(r))) {
+  if (state.view !== 'compare' && profile?.total && profile.of === selected()) {
     fact('CPU time', profile.unit === 'nanoseconds' ? cpuTime(profile.total) : count(profile.total));
-    fact('of', `${duration(r.to - r.from)}, ${profile.profiles} ${profile.profiles === 1 ? 'profile' : 'profiles'}`, span(r.from, r.to));
+    const from = profile.from_ms, to = profile.to_ms;
+    fact('of', `${duration(to - from)}, ${profile.profiles} ${profile.profiles === 1 ? 'profile' : 'profiles'}`, span(from, to));
     // Older profiles are kept in pieces of minutes, then hours: a short selection shows the whole of those it touches.
-    if (profile.covered_from_ms < r.from - 60e3 || profile.covered_to_ms > r.to + 60e3) {
+    if (profile.covered_from_ms < from - 60e3 || profile.covered_to_ms > to + 60e3) {
       fact('covers', span(profile.covered_from_ms, profile.covered_to_ms), 'Older profiles are kept merged: a selection shows the whole of each that it touches');
     }
     if (profile.unreadable) fact('damaged', `${profile.unreadable} not shown`, profile.unreadable_reason);
-  }
+  } else if (state.view !== 'compare' && profile?.of !== selected()) fact('CPU time', '…');
   const c = row?.info;
   if (c) {
     if (c.image) fact('image', c.image);
@@ -528,12 +538,13 @@ function drawMeta() {
     if (c.frequency_given) fact('rate', c.frequency_asked && c.frequency_asked !== c.frequency_given ? `${c.frequency_given} Hz (asked ${c.frequency_asked})` : c.frequency_given + ' Hz');
     if (c.in_scope_at) {
       const t = Date.parse(c.in_scope_at), s = Date.parse(c.started_at);
-      fact('in scope', s ? (Math.abs(s - t) > 3600e3 ? 'at ' + dateTime(t) : duration(Math.abs(s - t)) + (c.scope_before_start ? ' before' : ' after') + ' its start') : 'since ' + dateTime(t),
+      fact('in scope', s ? (Math.abs(s - t) > 3600e3 ? 'at ' + moment(t) : duration(Math.abs(s - t)) + (c.scope_before_start ? ' before' : ' after') + ' its start') : 'since ' + moment(t),
         'The first moment from which its samples count');
     }
     if (c.sources) fact('found by', Object.keys(c.sources).join(', '));
     fact('id', (c.id || '').slice(0, 12), c.id);
     if (c.reason) fact('not profiled', c.reason);
+    for (const n of c.notes || []) fact('note', n);
   }
   m.hidden = facts.length === 0;
   m.replaceChildren(...facts);
@@ -548,12 +559,16 @@ function half(second) {
 function rangeA() { return state.a || half(false); }
 function rangeB() { return state.b || half(true); }
 
-async function drawCompare() {
-  const a = rangeA(), b = rangeB();
-  const ca = state.ac || state.container, cb = state.bc || state.container;
+function diffParams() {
+  const a = rangeA(), b = rangeB(), ca = state.ac || state.container, cb = state.bc || state.container;
   const params = [['left_from', a.from], ['left_to', a.to], ['right_from', b.from], ['right_to', b.to], ...matchParams()];
   if (ca) params.push(['left_container', ca]);
   if (cb) params.push(['right_container', cb]);
+  return params;
+}
+
+async function drawCompare() {
+  const params = diffParams();
   const key = JSON.stringify([params, state.side]);
   if (!diff || diff.key !== key) {
     await load('diff', async () => {
@@ -574,8 +589,8 @@ async function drawCompare() {
       : el('div', { id: 'compare-graphs' }, el('div', { class: 'flame', id: 'flame' })),
     diffTable.root,
   ]);
-  card('a', a, ca, diff.left);
-  card('b', b, cb, diff.right);
+  card('a', rangeA(), diff.left);
+  card('b', rangeB(), diff.right);
   const none = !diff.left.total && !diff.right.total;
   $('compare-empty').hidden = !none;
   $('compare-empty').textContent = 'No samples in either range. Drag on the chart to choose others.';
@@ -591,7 +606,7 @@ async function drawCompare() {
   search();
 }
 
-function card(which, range, container, side) {
+function card(which, range, side) {
   const isActive = compareActive === which;
   const seconds = (range.to - range.from) / 1000;
   const select = el('select', { class: 'button small', 'aria-label': `Container of ${which.toUpperCase()}`, onchange: (e) => setState({ [which + 'c']: e.target.value }) },
@@ -610,13 +625,13 @@ function fileName(ext) {
   const row = state.container && rowOf(state.container);
   const safe = (row ? row.name : 'all').replace(/[^\w.-]+/g, '_').slice(0, 60) || 'profile';
   const t = new Date(effectiveRange().to).toISOString().slice(0, 19).replace(/[:T]/g, '-');
-  return `stoker-${safe}-${t}.${ext}`;
+  return `stoker-${state.view === 'compare' ? 'difference-' : ''}${safe}-${t}.${ext}`;
 }
 
 async function download(format, ext) {
   closeMenus();
   await load('download', async () => {
-    const res = await request('/api/v1/profile', [...profileParams(), ['format', format]]);
+    const res = state.view === 'compare' ? await request('/api/v1/diff', [...diffParams(), ['format', format]]) : await request('/api/v1/profile', [...profileParams(), ['format', format]]);
     const url = URL.createObjectURL(await res.blob());
     const a = el('a', { href: url, download: fileName(ext) });
     document.body.append(a);

@@ -91,6 +91,9 @@ export function day(ms) { const p = parts(ms); return p.y + '-' + pad(p.mo) + '-
 
 export function dateTime(ms) { return day(ms) + ' ' + clock(ms); }
 
+/** A moment, with its day where that is not today. */
+export function moment(ms) { return day(ms) === day(Date.now()) ? clock(ms) : dateTime(ms); }
+
 /** "14:02:10 – 14:03:40", with the day where it is not today. */
 export function span(from, to) {
   const today = day(Date.now());

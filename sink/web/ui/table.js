@@ -39,13 +39,15 @@ export class Table {
       if (th.dataset.id === this.sort.id) th.setAttribute('aria-sort', this.sort.down ? 'descending' : 'ascending');
       else th.removeAttribute('aria-sort');
     }
+    // Bars compare rows with each other: the longest fills its column.
+    const longest = new Map(this.columns.filter((c) => c.share).map((c) => [c, Math.max(1e-9, ...rows.map(c.share))]));
     this.body.replaceChildren(...rows.slice(0, MAX_ROWS).map((r) => el('tr', {}, ...this.columns.map((col) => {
       if (col.id === 'name') {
         return el('td', { class: 'name' }, el('button', { type: 'button', class: 'fn', title: r.name + (r.module ? '\n' + r.module : ''), onclick: () => this.onPick?.(r) },
           el('span', {}, r.name), r.module ? el('small', {}, base(r.module)) : null));
       }
       const td = el('td', { class: (col.numeric ? 'num ' : '') + (col.wide ? 'wide-only ' : '') + (col.className?.(r) || '') });
-      if (col.share) td.append(el('i', { class: 'bar', style: { width: Math.min(100, Math.max(0, col.share(r) * 100)) + '%' } }));
+      if (col.share) td.append(el('i', { class: 'bar', style: { width: Math.max(0, col.share(r) / longest.get(col) * 100) + '%' } }));
       td.append(el('span', {}, col.text(r)));
       return td;
     }))));
