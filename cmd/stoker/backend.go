@@ -137,7 +137,7 @@ func (b backend) Record(ctx context.Context, r web.RecordRequest, progress func(
 	if r.Frequency != 0 && r.Frequency != a.cfg.Sampling.Frequency {
 		return nil, &web.Error{Status: http.StatusBadRequest,
 			Message: fmt.Sprintf("the agent samples at %d Hz, not at %d", a.cfg.Sampling.Frequency, r.Frequency),
-			Remedy:  "leave out the frequency, or stop the agent and record without one"}
+			Remedy:  "leave out the frequency, or use a sampler of your own (stoker record --own-sampler)"}
 	}
 	targets, err := target.Parse(r.Targets)
 	if err != nil {
