@@ -39,7 +39,6 @@ enum bpf_map_type {
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_EXIST = 2 };
 enum { BPF_F_USER_STACK = 1ULL << 8, BPF_F_USER_BUILD_ID = 1ULL << 11 };
-enum { BPF_RB_FORCE_WAKEUP = 1ULL << 1 };
 enum { BPF_STACK_BUILD_ID_EMPTY = 0, BPF_STACK_BUILD_ID_VALID = 1, BPF_STACK_BUILD_ID_IP = 2 };
 
 struct bpf_stack_build_id {
@@ -106,7 +105,8 @@ struct signal_struct {
 	atomic_t live; /* threads that have not exited */
 };
 struct mm_struct {
-	unsigned long exec_vm; /* pages that are executable and not writable */
+	unsigned long exec_vm;	 /* pages that are executable and not writable */
+	unsigned long task_size; /* user addresses lie below it; a power of two on arm64 */
 };
 struct task_struct {
 	unsigned int flags;

@@ -25,6 +25,9 @@ _Static_assert(MAX_KERNEL_FRAMES + MAX_USER_FRAMES + 1 <= MAX_FRAMES, "a mark al
 #define MAX_TAIL_CALLS 30
 /* User frames for which the first stack of a process carries build ids. */
 #define MAX_HINTS 32
+/* A just-in-time compiler that flips its pages between writable and executable changes the number at each sample; user space
+ * would read the maps no more often than this anyway. In ns. */
+#define MAPS_INTERVAL 100000000ULL
 /* Slots of the program array: 0 is never used, 1 is the first unwinder of the list in cmd/stoker/agent.go. */
 #define MAX_UNWINDERS 16
 
@@ -99,7 +102,7 @@ enum record_type {
 	RECORD_HINTS = 2, /* precedes the first stack of a process */
 	RECORD_EXEC = 3,
 	RECORD_EXIT = 4,
-	RECORD_MAPS = 5, /* the process has more or fewer executable pages than at its last sample */
+	RECORD_MAPS = 5, /* the process has more or fewer executable pages than before; at most one per MAPS_INTERVAL */
 };
 
 /* What the ring carries. Every record begins with this header; n counts what follows it. */
@@ -147,7 +150,8 @@ struct process {
 	u64 exec_id;
 	u32 epoch;
 	u32 unwinder;   /* slot to begin with; 0: the first */
-	u64 exec_pages; /* mm->exec_vm at the last sample: it changes with dlopen and dlclose */
+	u64 exec_pages; /* mm->exec_vm when user space was last told or first saw it: it changes with dlopen and dlclose */
+	u64 maps_told;  /* when that was, ns of CLOCK_MONOTONIC; 0: never */
 };
 
 struct scope_state {
@@ -239,8 +243,8 @@ static __always_inline void counters__outcome(u32 origin, u32 outcome)
 static __always_inline void counters__event(u32 origin, u32 event)
 {
 	struct counters *c = counters__of(origin);
-	if (c && event < EVENT_COUNT)
-		c->events[event]++;
+	if (c && event < EVENT_COUNT) /* atomic: a tick can interrupt the tracepoints' programs, which count here too */
+		__sync_fetch_and_add(&c->events[event], 1);
 }
 
 static __always_inline u64 hash__mix(u64 h, u64 v)

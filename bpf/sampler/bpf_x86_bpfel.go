@@ -85,6 +85,7 @@ type bpfProcess struct {
 	Epoch         uint32
 	Unwinder      uint32
 	ExecPages     uint64
+	MapsTold      uint64
 }
 
 type bpfRecord struct {

@@ -38,23 +38,28 @@ static __always_inline void process__key(struct task_struct *task, u32 scope, st
 static __always_inline void process__tell(u32 type, struct stack_key *key)
 {
 	struct record r = { .type = type, .key = *key };
-	if (bpf_ringbuf_output(&stacks, &r, sizeof(r), BPF_RB_FORCE_WAKEUP))
+	if (bpf_ringbuf_output(&stacks, &r, sizeof(r), 0)) /* wakes the reader if it waits */
 		counters__event(ORIGIN_CPU, EVENT_EXEC_LOST);
 }
 
 /* Completes the key with the epoch of the mappings and picks the first unwinder; true when the process is new to us. */
 static __always_inline bool process__identify(struct task_struct *task, struct stack_key *key, u32 *unwinder)
 {
-	u64 pages = BPF_CORE_READ(task, mm, exec_vm); /* 0 without an mm */
+	u64 pages = BPF_CORE_READ(task, mm, exec_vm); /* 0: a thread that has given back its mm tells nothing of the others' */
 	struct process *p = bpf_map_lookup_elem(&processes, &key->pid);
 	if (p && p->start_boottime == key->start_boottime && p->exec_id == key->exec_id) {
 		key->epoch = p->epoch;
 		if (p->unwinder)
 			*unwinder = p->unwinder;
-		if (p->exec_pages != pages) {
-			if (p->exec_pages) /* 0: no sample yet since the exec */
+		if (pages && p->exec_pages != pages) {
+			u64 now = bpf_ktime_get_ns();
+			if (!p->exec_pages) { /* no sample yet since the exec */
+				p->exec_pages = pages;
+			} else if (!p->maps_told || now - p->maps_told >= MAPS_INTERVAL) {
 				process__tell(RECORD_MAPS, key);
-			p->exec_pages = pages;
+				p->exec_pages = pages;
+				p->maps_told = now;
+			} /* else a later sample tells, if it is still so */
 		}
 		return false;
 	}
@@ -80,8 +85,8 @@ static __always_inline void process__send_hints(void *ctx, struct unwind_state *
 }
 
 #if defined(__TARGET_ARCH_x86)
-#define USER_CS 0x33   /* 64-bit user code; arch/x86/include/asm/segment.h */
-#define USER32_CS 0x23 /* 32-bit user code */
+#define USER32_CS 0x23 /* 32-bit user code; arch/x86/include/asm/segment.h */
+static __always_inline u64 regs__pc(bpf_user_pt_regs_t *regs) { return regs->ip; }
 static __always_inline bool regs__user_mode(bpf_user_pt_regs_t *regs) { return regs->cs & 3; }
 static __always_inline void regs__start(struct unwind_state *st, bpf_user_pt_regs_t *regs)
 {
@@ -89,8 +94,9 @@ static __always_inline void regs__start(struct unwind_state *st, bpf_user_pt_reg
 	st->sp = regs->sp;
 	st->fp = regs->bp;
 }
-static __always_inline bool regs__compat(bpf_user_pt_regs_t *regs) { return regs->cs == USER32_CS; }
+static __always_inline bool regs__compat(bpf_user_pt_regs_t *regs) { return (u16)regs->cs == USER32_CS; /* FRED keeps more above */ }
 #else
+static __always_inline u64 regs__pc(bpf_user_pt_regs_t *regs) { return regs->pc; }
 static __always_inline bool regs__user_mode(bpf_user_pt_regs_t *regs) { return (regs->pstate & 0xf) == 0; /* EL0t */ }
 static __always_inline void regs__start(struct unwind_state *st, bpf_user_pt_regs_t *regs)
 {
@@ -160,8 +166,8 @@ int sample(struct bpf_perf_event_data *ctx)
 		if (!BPF_CORE_READ(task, mm) || (BPF_CORE_READ(task, flags) & PF_KTHREAD))
 			return unwind__done(st, OUTCOME_COMPLETE); /* a kernel thread: no user stack */
 		bpf_probe_read_kernel(&regs, sizeof(regs), (void *)bpf_task_pt_regs(task));
-		if (!regs__user_mode(&regs))
-			return unwind__done(st, OUTCOME_COMPLETE); /* an io worker, or exec in progress */
+		if (!regs__user_mode(&regs) || regs__pc(&regs) == 0)
+			return unwind__done(st, OUTCOME_COMPLETE); /* a worker of io_uring or vhost, or exec in progress */
 	}
 	if (fresh)
 		process__send_hints(ctx, st);

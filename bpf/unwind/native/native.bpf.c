@@ -23,12 +23,17 @@ _Static_assert(FRAMES_PER_CALL * MAX_TAIL_CALLS >= MAX_USER_FRAMES, "a stack of 
 /* User addresses end below this on both architectures (48 bits and more: the sign bit is the kernel's). */
 #define HIGHEST_ADDRESS (1ULL << 56)
 
+/* The bits of a return address that are address. On arm64 it may be signed, and the signature begins right above the largest
+ * user address (Armv8.3-A PAuth): at bit 39, 42, 47, 48 or 52, as the kernel was built and the CPU can. */
+static __always_inline u64 code_address_mask(void)
+{
 #if defined(__TARGET_ARCH_arm64)
-/* A signed return address has its signature in the bits above the largest user address (52 bits; Armv8.3-A PAuth). */
-#define CODE_ADDRESS(a) ((a) & ((1ULL << 52) - 1))
+	struct task_struct *task = bpf_get_current_task_btf();
+	return BPF_CORE_READ(task, mm, task_size) - 1; /* all bits if it cannot be read */
 #else
-#define CODE_ADDRESS(a) (a)
+	return ~0ULL;
 #endif
+}
 
 struct native_frame {
 	u64 fp;
@@ -41,6 +46,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 	struct unwind_state *st = unwind__state();
 	if (!st)
 		return 0;
+	u64 code_mask = code_address_mask();
 	for (int i = 0; i < FRAMES_PER_CALL; i++) {
 		struct native_frame f;
 		if (!unwind__push(st, slot, KIND_NATIVE, st->pc, 0))
@@ -51,7 +57,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 			return unwind__done(st, OUTCOME_CHAIN_ENDED);
 		if (bpf_probe_read_user(&f, sizeof(f), (void *)st->fp))
 			return unwind__done(st, OUTCOME_FAULT);
-		f.return_address = CODE_ADDRESS(f.return_address);
+		f.return_address &= code_mask;
 		if (f.return_address == 0)
 			return unwind__done(st, OUTCOME_COMPLETE);
 		if (f.return_address < LOWEST_ADDRESS || f.return_address >= HIGHEST_ADDRESS)
