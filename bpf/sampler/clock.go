@@ -27,15 +27,16 @@ type clock struct {
 
 	mu      sync.Mutex // protects what follows
 	enabled bool
-	fds     map[int]int   // CPU → perf event
-	past    time.Duration // time enabled of events that are closed
+	fds     map[int]int           // CPU → perf event
+	ran     map[int]time.Duration // CPU → its event's time enabled at the last refresh, if it was enabled then and since
+	past    time.Duration         // time enabled of events that are closed
 
 	idle      time.Duration         // time that CPUs idled while the clock was on, up to the last change
 	idleSince map[int]time.Duration // while it is on: each CPU's idle time at the last change
 }
 
 func newClock(prog *ebpf.Program, frequencyHz int) *clock {
-	return &clock{prog: prog, frequencyHz: frequencyHz, fds: map[int]int{}}
+	return &clock{prog: prog, frequencyHz: frequencyHz, fds: map[int]int{}, ran: map[int]time.Duration{}}
 }
 
 // open opens the event of each online CPU, disabled.
@@ -64,10 +65,17 @@ func (c *clock) refreshLocked() error {
 	}
 	var errs []error
 	for cpu, fd := range c.fds {
-		if !online[cpu] {
-			c.past += timeEnabled(fd)
+		t := timeEnabled(fd)
+		// A CPU that went offline and came back between two looks (suspend does that to all but one) has an event that is
+		// open and dead: its time stands still.
+		ran, known := c.ran[cpu]
+		if !online[cpu] || known && t <= ran {
+			c.past += max(t, ran)
 			errs = append(errs, unix.Close(fd))
 			delete(c.fds, cpu)
+			delete(c.ran, cpu)
+		} else if c.enabled {
+			c.ran[cpu] = t
 		}
 	}
 	for cpu := range online {
@@ -121,16 +129,14 @@ func (c *clock) enable(on bool) error {
 	if c.enabled == on {
 		return nil
 	}
+	// Idle times are for a metric only, whose reader is told when they cannot be had: they keep nobody from sampling.
 	if on {
-		idle, err := idleTimes()
-		if err != nil {
-			return err
-		}
-		c.idleSince = idle
-	} else if err := c.countIdleLocked(); err != nil {
-		return err
+		c.idleSince, _ = idleTimes()
+	} else {
+		_ = c.countIdleLocked()
 	}
 	c.enabled = on
+	clear(c.ran)
 	op := uint(unix.PERF_EVENT_IOC_DISABLE)
 	if on {
 		op = unix.PERF_EVENT_IOC_ENABLE
