@@ -60,6 +60,14 @@ var workloads = map[string]func(){
 			}
 		}
 	},
+	"jit": func() { // one more executable page all the time
+		for {
+			work(1)
+			if _, err := unix.Mmap(-1, 0, os.Getpagesize(), unix.PROT_READ|unix.PROT_EXEC, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS); err != nil {
+				return
+			}
+		}
+	},
 	"stacks": func() { deep(uint64(os.Getpid())) },
 }
 
@@ -497,6 +505,77 @@ func TestChangedMappingsAreTold(t *testing.T) {
 	}
 	if told < 2 || told > 6 {
 		t.Errorf("told %d times of about 4 changes", told)
+	}
+}
+
+// A just-in-time compiler changes its mappings more often than anybody wants to hear of.
+func TestChangingMappingsDoNotFlood(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "jit")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 999}, 300*time.Millisecond)
+	mustAdd(t, s, id, 1)
+	began := time.Now()
+	cmd := start(t, dir, "jit")
+	sleep(2 * time.Second)
+	checkProtocol(t, c, stop())
+	most := int(time.Since(began)/(100*time.Millisecond)) + 1
+	for p, n := range c.maps {
+		if p.PID == uint32(cmd.Process.Pid) && n > most {
+			t.Errorf("told %d times, want at most %d", n, most)
+		}
+	}
+	if len(c.maps) == 0 {
+		t.Error("never told")
+	}
+}
+
+// What leaves the scope is forgotten, also when its processes live on and their exit is not told.
+func TestRemovedScopeIsForgotten(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "removed")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 499}, 20*time.Millisecond)
+	mustAdd(t, s, id, 1)
+	cmd := start(t, dir, "spin")
+	pid := uint32(cmd.Process.Pid)
+	var p process.ID
+	eventually(t, "samples of the process", func() (ok bool) {
+		c.locked(func() {
+			for id := range c.execs {
+				if id.PID == pid {
+					p = id
+				}
+			}
+			ok = c.byPID[pid] > 20
+		})
+		return ok && s.Current(p)
+	})
+	if err := s.Scopes().Remove(id); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "its stacks forgotten", func() bool {
+		st, err := s.Stats()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return st.StacksKnown == 0
+	})
+	if !s.Current(p) {
+		t.Error("a living process was forgotten")
+	}
+	_ = cmd.Process.Kill()
+	_ = cmd.Wait()
+	eventually(t, "the process forgotten", func() bool { return !s.Current(p) })
+	checkProtocol(t, c, stop())
+	if err := s.Flush(context.Background()); err == nil {
+		t.Error("a sampler that has stopped was flushed")
+	}
+}
+
+// eventually waits for something to become true.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain for: %s", what)
+		}
 	}
 }
 

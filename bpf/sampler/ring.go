@@ -103,8 +103,10 @@ func rawKey(k unwind.Key) bpfStackKey {
 	}
 }
 
-// hintsFor joins build ids with the user frames of the stack that they came with: both walk the same frame pointers.
-func hintsFor(ids []buildID, frames []unwind.RawFrame) []unwind.Hint {
+// hintsFor joins build ids with the user frames of the stack that they came with: both walk the same frame pointers. It reports
+// false if they are of another stack: a thread on another CPU can send the first stack between the two.
+func hintsFor(ids []buildID, frames []unwind.RawFrame) ([]unwind.Hint, bool) {
+	const inPage = 0xfff // mappings begin at pages, so this part of an address is that of the file offset
 	hints := make([]unwind.Hint, 0, len(ids))
 	i := 0
 	for _, f := range frames {
@@ -115,9 +117,12 @@ func hintsFor(ids []buildID, frames []unwind.RawFrame) []unwind.Hint {
 			break
 		}
 		if ids[i].valid {
+			if (f.A^ids[i].value)&inPage != 0 {
+				return nil, false
+			}
 			hints = append(hints, unwind.Hint{Address: f.A, BuildID: ids[i].id, Offset: ids[i].value})
 		}
 		i++
 	}
-	return hints
+	return hints, true
 }

@@ -105,9 +105,14 @@ func TestParseRecord(t *testing.T) {
 
 func TestHintsFollowUserFrames(t *testing.T) {
 	frames := []unwind.RawFrame{{Kind: unwind.KindKernel, A: 1}, {Unwinder: 1, A: 10}, {Unwinder: 1, A: 20}, {Kind: unwind.KindTruncated}}
-	got := hintsFor([]buildID{{valid: true, id: [20]byte{7}, value: 100}, {valid: false, value: 20}, {valid: true, value: 5}}, frames)
-	if len(got) != 1 || got[0].Address != 10 || got[0].Offset != 100 || got[0].BuildID[0] != 7 {
-		t.Errorf("hints %+v", got)
+	ids := []buildID{{valid: true, id: [20]byte{7}, value: 0x300a}, {valid: false, value: 20}, {valid: true, value: 5}}
+	got, ok := hintsFor(ids, frames)
+	if !ok || len(got) != 1 || got[0].Address != 10 || got[0].Offset != 0x300a || got[0].BuildID[0] != 7 {
+		t.Errorf("hints %+v, %v", got, ok)
+	}
+	frames[1].A = 11 // another thread's stack came first
+	if got, ok := hintsFor(ids, frames); ok {
+		t.Errorf("hints %+v of another stack were taken", got)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"math/bits"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 
 	"github.com/cilium/ebpf"
@@ -92,7 +93,9 @@ type Sampler struct {
 	clock       *clock
 	scopes      *Scopes
 	epoch       atomic.Uint32
-	flush       chan chan struct{}
+	flush       chan chan error
+	ended       chan struct{} // closed when Run returns
+	endRun      func()
 	closed      atomic.Bool
 
 	names names
@@ -107,7 +110,8 @@ func Open(cfg Config) (_ *Sampler, err error) {
 	if err := cfg.setDefaults(); err != nil {
 		return nil, err
 	}
-	s := &Sampler{cfg: cfg, flush: make(chan chan struct{})}
+	s := &Sampler{cfg: cfg, flush: make(chan chan error), ended: make(chan struct{})}
+	s.endRun = sync.OnceFunc(func() { close(s.ended) })
 	defer func() {
 		if err != nil {
 			s.Close()

@@ -116,15 +116,15 @@ func (sc *Scopes) forgetLocked(id uint32) {
 }
 
 // ids returns live and leaving scopes.
-func (sc *Scopes) ids() []uint32 {
+func (sc *Scopes) ids() map[uint32]bool {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
-	ids := make([]uint32, 0, len(sc.byCgroup)+len(sc.leaving))
+	ids := make(map[uint32]bool, len(sc.byCgroup)+len(sc.leaving))
 	for _, id := range sc.byCgroup {
-		ids = append(ids, id)
+		ids[id] = true
 	}
 	for id := range sc.leaving {
-		ids = append(ids, id)
+		ids[id] = true
 	}
 	return ids
 }

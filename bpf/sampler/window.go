@@ -70,6 +70,7 @@ type windows struct {
 	boot     time.Duration
 	seq      uint64 // number of the open window; raised at U1
 	size     int    // keys of the open window's map
+	late     int    // times in a row that the open window could not be closed
 	pending  map[process.ID][]buildID
 	known    map[unwind.Key]*known
 	exited   map[process.ID]uint64 // → window in which the exit was read
@@ -139,7 +140,8 @@ func boottime() time.Duration {
 // Run reads stacks as they come and closes a window every so often, and once more when ctx ends, which it then returns nil
 // for. It returns early only with an error that makes the sampler useless.
 func (s *Sampler) Run(ctx context.Context, window time.Duration, h Handler) error {
-	// One reader: wake it by moving the deadline when something else than a record wants its attention.
+	defer s.endRun()
+	// One reader: wake it when something else than a record wants its attention.
 	stop := context.AfterFunc(ctx, func() { _ = s.ring.Flush() })
 	defer stop()
 	next := s.win.start.Add(window)
@@ -150,14 +152,11 @@ func (s *Sampler) Run(ctx context.Context, window time.Duration, h Handler) erro
 		switch {
 		case err == nil:
 			s.handle(rec.RawSample, h)
-			if time.Now().Before(next) {
-				continue
-			}
 		case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, ringbuf.ErrFlushed):
 		default:
 			return fmt.Errorf("read the ring buffer of stacks: %w", err)
 		}
-		var flushed chan struct{}
+		var flushed chan error
 		select {
 		case flushed = <-s.flush:
 		default:
@@ -175,24 +174,29 @@ func (s *Sampler) Run(ctx context.Context, window time.Duration, h Handler) erro
 		if err != nil {
 			s.cfg.Log.Warn("CPU clock", "err", err)
 		}
-		if err := s.endWindow(h); err != nil {
-			return err
-		}
+		err = s.endWindow(h)
 		if flushed != nil {
-			close(flushed)
+			flushed <- err
+		}
+		if errors.Is(err, errLate) && !last {
+			s.cfg.Log.Warn("window", "err", err)
+		} else if err != nil {
+			return err
 		}
 		if last {
 			return nil
 		}
 		if next = next.Add(window); next.Before(time.Now()) || flushed != nil {
-			next = s.win.start.Add(window)
+			next = time.Now().Add(window)
 		}
 	}
 }
 
-// Flush ends the open window now and returns when its Handler.Window has returned. It needs a running Run.
+var errEnded = errors.New("flush the open window: the sampler has stopped")
+
+// Flush ends the open window now and returns when its Handler.Window has returned, or with an error when Run has ended.
 func (s *Sampler) Flush(ctx context.Context) error {
-	done := make(chan struct{})
+	done := make(chan error, 1)
 	for {
 		if err := s.ring.Flush(); err != nil {
 			return fmt.Errorf("flush the open window: %w", err)
@@ -200,11 +204,20 @@ func (s *Sampler) Flush(ctx context.Context) error {
 		select {
 		case s.flush <- done:
 			select {
-			case <-done:
-				return nil
+			case err := <-done:
+				return err
+			case <-s.ended:
+				select {
+				case err := <-done: // it was the last window
+					return err
+				default:
+					return errEnded
+				}
 			case <-ctx.Done():
 				return ctx.Err()
 			}
+		case <-s.ended:
+			return errEnded
 		case <-time.After(5 * time.Millisecond): // Run was between two reads: ask again
 		case <-ctx.Done():
 			return ctx.Err()
@@ -234,8 +247,9 @@ func (s *Sampler) handle(raw []byte, h Handler) {
 	case bpfRecordTypeRECORD_STACK:
 		st := unwind.Stack{Key: r.key, Frames: r.frames}
 		if ids, ok := w.pending[r.key.Process]; ok {
-			delete(w.pending, r.key.Process)
-			st.Hints = hintsFor(ids, r.frames)
+			if st.Hints, ok = hintsFor(ids, r.frames); ok {
+				delete(w.pending, r.key.Process)
+			}
 		}
 		if k, ok := w.known[r.key]; ok { // sent twice, or evicted and back: an upsert
 			k.arrived, k.forget = w.seq, 0
@@ -248,16 +262,30 @@ func (s *Sampler) handle(raw []byte, h Handler) {
 	}
 }
 
+// errLate says that the open window could not be closed just now. Nothing is lost: it goes on.
+var errLate = errors.New("the window could not be closed and goes on")
+
+// maxLate is how many times in a row that may happen: memory or files to open may run short, and come back.
+const maxLate = 6
+
 // endWindow is U1 to U4 of the kernel protocol.
 func (s *Sampler) endWindow(h Handler) error {
 	w := &s.win
 
 	// U1. The update of an array of maps returns after a grace period: every program that saw the old map has ended.
-	end, bootEnd := time.Now(), boottime()
 	next, err := w.newMap(w.size)
-	if err != nil {
-		return err
+	if err != nil && w.size > minWindowKeys { // short of memory, perhaps
+		w.size = minWindowKeys
+		next, err = w.newMap(w.size)
 	}
+	if err != nil {
+		if w.late++; w.late > maxLate {
+			return err
+		}
+		return errors.Join(errLate, err, s.drain(h))
+	}
+	w.late = 0
+	end, bootEnd := time.Now(), boottime()
 	if err := s.objs.Window.Put(uint32(0), next); err != nil {
 		next.Close()
 		return fmt.Errorf("open the next window: %w", err)
@@ -373,7 +401,7 @@ func (s *Sampler) readRest() ([]Rest, error) {
 	w.overflow = overflow
 	var rest []Rest
 	last := map[bpfRestKey]Count{}
-	for _, id := range s.scopes.ids() {
+	for id := range s.scopes.ids() {
 		key := bpfRestKey{Scope: id, Origin: uint32(unwind.OriginCPU)}
 		var perCPU []bpfCount
 		if err := s.objs.Rest.Lookup(key, &perCPU); errors.Is(err, ebpf.ErrKeyNotExist) {
@@ -406,8 +434,39 @@ func (s *Sampler) checkEvents(h Handler) error {
 		h.ProcessesLost()
 		s.sweep(h)
 	}
+	if c.Events[bpfEventEVENT_PROCESS_FULL] != w.events[bpfEventEVENT_PROCESS_FULL] || w.seq%reapWindows == 0 {
+		if err := s.reap(); err != nil {
+			return err
+		}
+	}
 	w.events = c.Events
 	return nil
+}
+
+// reapWindows is how many windows pass between two looks at the whole process table of the kernel side.
+const reapWindows = 30
+
+// reap deletes processes from the kernel side's table that ended without our being told: those whose scope was removed while
+// they ran, those whose record was lost, those that were sampled once more after they were forgotten. The table would fill.
+func (s *Sampler) reap() error {
+	pids := make([]uint32, s.cfg.MaxProcesses)
+	processes := make([]bpfProcess, s.cfg.MaxProcesses)
+	var cursor ebpf.MapBatchCursor
+	for {
+		n, err := s.objs.Processes.BatchLookup(&cursor, pids, processes, nil)
+		if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return fmt.Errorf("read the process table of the kernel side: %w", err)
+		}
+		for i, pid := range pids[:n] {
+			id := process.ID{PID: pid, StartBoottime: processes[i].StartBoottime, ExecID: processes[i].ExecId}
+			if _, told := s.win.exited[id]; !told && errors.Is(unix.Kill(int(pid), 0), unix.ESRCH) {
+				s.forgetProcess(id)
+			}
+		}
+		if err != nil { // that was all
+			return nil
+		}
+	}
 }
 
 // sweep finds processes whose exit we did not hear of.
@@ -430,13 +489,15 @@ func (s *Sampler) sweep(h Handler) {
 	}
 }
 
-// evict makes room in seen: stacks of processes that are gone for two windows, then the least recently counted ones. A key is
-// forgotten only after the next window is read, because a program that found it in seen may still count it there.
+// evict makes room in seen: stacks of processes and scopes that are gone for two windows, then the least recently counted
+// ones. Nothing is evicted that arrived after the last U1: its program may not have entered it in seen yet. A key is forgotten
+// only after the next two windows are read: a program that found it in seen just now counts it in the next one or, if that
+// is closed before the program goes on, in the one after.
 func (s *Sampler) evict() error {
 	w := &s.win
 	var out []bpfStackKey
 	drop := func(key unwind.Key, k *known) {
-		k.forget = w.seq + 1
+		k.forget = w.seq + 2
 		out = append(out, rawKey(key))
 	}
 	gone := map[process.ID]bool{}
@@ -447,6 +508,7 @@ func (s *Sampler) evict() error {
 			s.forgetProcess(id)
 		}
 	}
+	scopes := s.scopes.ids()
 	budget := s.cfg.MaxStacks - s.cfg.MaxStacks/4 // a quarter is kept free for what comes
 	alive := 0
 	for key, k := range w.known {
@@ -454,7 +516,10 @@ func (s *Sampler) evict() error {
 		id.Epoch = 0
 		switch {
 		case k.forget != 0:
-		case gone[id]:
+		case gone[id] && k.arrived == w.seq: // still ending: a large address space takes its time
+			w.exited[id] = w.seq
+			alive++
+		case gone[id], !scopes[key.Scope] && k.arrived < w.seq:
 			drop(key, k)
 		default:
 			alive++
