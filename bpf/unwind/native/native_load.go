@@ -14,6 +14,10 @@ const (
 	// maxSlow bounds the reads that have outlasted our patience, maxSlowScope those of one container: each holds a goroutine,
 	// an open file, and the patience of all stacks behind it.
 	maxSlow, maxSlowScope = 8, 1
+	// scopePatience, in patiences, is how long one container's files may hold up everybody's stacks in one window: a file system
+	// that answers each time just before our patience ends would stop us for good. Then its files are read behind our back
+	// and their names come a window later.
+	scopePatience = 2
 )
 
 // opener opens a file, and says whether another process had to help.
@@ -43,9 +47,12 @@ type loader struct {
 	cache    *symbol.Cache
 	patience time.Duration
 	slow     []*load
+	waited   map[uint32]time.Duration // by scope, in this window
 }
 
-func newLoader(cache *symbol.Cache) *loader { return &loader{cache: cache, patience: patience} }
+func newLoader(cache *symbol.Cache) *loader {
+	return &loader{cache: cache, patience: patience, waited: map[uint32]time.Duration{}}
+}
 
 // start begins to read a file; nil if too many reads are under way that do not end.
 func (l *loader) start(scope uint32, open opener) *load {
@@ -80,9 +87,14 @@ func (l *loader) start(scope uint32, open opener) *load {
 	return r
 }
 
+// windowEnd gives every scope new patience.
+func (l *loader) windowEnd() { clear(l.waited) }
+
 // wait reports whether a read has ended, after giving it a moment to do so.
 func (l *loader) wait(r *load) bool {
-	t := time.NewTimer(l.patience)
+	began := time.Now()
+	defer func() { l.waited[r.scope] += time.Since(began) }()
+	t := time.NewTimer(max(0, min(l.patience, scopePatience*l.patience-l.waited[r.scope])))
 	defer t.Stop()
 	select {
 	case <-r.done:

@@ -42,3 +42,31 @@ func TestAFileThatIsNeverReadStopsOnlyItsContainer(t *testing.T) {
 		t.Errorf("afterwards: %+v", again)
 	}
 }
+
+// Reads that end just before our patience does cost everybody's time all the same.
+func TestSlowFilesHaveABudget(t *testing.T) {
+	l := newLoader(symbol.NewCache(1 << 20))
+	l.patience = time.Hour
+	slow := l.start(1, func() (*os.File, bool, error) { return nil, false, errors.New("slow, but never too slow") })
+	if !l.wait(slow) {
+		t.Fatal("an error that is there at once was not seen")
+	}
+	l.waited[1] += scopePatience * l.patience // as many of those as it takes
+	release := make(chan struct{})
+	hang := func() (*os.File, bool, error) {
+		<-release
+		return nil, false, errors.New("answered")
+	}
+	if spent := l.start(1, hang); l.wait(spent) {
+		t.Error("a read that hangs has ended")
+	}
+	if other := l.start(2, func() (*os.File, bool, error) { return nil, false, errors.New("answered") }); !l.wait(other) {
+		t.Error("another container pays for it")
+	}
+	close(release)
+	<-l.slow[0].done
+	l.windowEnd()
+	if again := l.start(1, hang); again == nil || !l.wait(again) {
+		t.Error("no patience in the next window")
+	}
+}

@@ -127,6 +127,7 @@ func (s *symbolizer) Attach(p *process.Process) unwind.Attachment {
 // WindowEnd implements [unwind.FrameSymbolizer].
 func (s *symbolizer) WindowEnd() {
 	s.window++
+	s.loader.windowEnd()
 	clear(s.learned)
 }
 
