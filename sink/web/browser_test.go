@@ -28,7 +28,7 @@ var (
 	phone   = browsertest.Options{Width: 390, Height: 844, Phone: true, Dark: true}
 )
 
-// site serves a made-up node and returns its address; filled gives it containers and profiles of the last 40 minutes.
+// site serves a made-up node and returns its address; filled gives it containers and profiles of the last 20 minutes.
 func site(t *testing.T, cfg web.Config, filled bool) (url string, node *fixture.Node, st *store.Store) {
 	t.Helper()
 	now := time.Now()
@@ -40,7 +40,7 @@ func site(t *testing.T, cfg web.Config, filled bool) (url string, node *fixture.
 	node = &fixture.Node{State: web.Health{Node: "edge-07", Parts: []web.HealthPart{{Name: "sampler", State: web.OK}}}}
 	if filled {
 		node = fixture.New(now)
-		if err := fixture.Fill(t.Context(), st, now.Add(-40*time.Minute), now); err != nil {
+		if err := fixture.Fill(t.Context(), st, now.Add(-20*time.Minute), now); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -205,7 +205,7 @@ func TestTwoRangesAreCompared(t *testing.T) {
 	b := browsertest.Start(t)
 	for name, o := range map[string]browsertest.Options{"desktop": desktop, "phone": phone} {
 		t.Run(name, func(t *testing.T) {
-			p := b.Open(url+"/#from=now-30m&view=compare", o)
+			p := b.Open(url+"/#from=now-18m&view=compare", o)
 			p.Wait(`document.querySelectorAll("tbody tr").length > 5 && document.querySelector(".sfg-diff")`)
 			p.Drag(`document.querySelector("#chart")`, 0.15, 0.5, 0.35, 0.5)
 			p.Wait(`/[#&]a=\d/.test(location.hash)`)
@@ -297,7 +297,7 @@ func TestEmptyStatesSayWhatToDo(t *testing.T) {
 		quiet(t, p)
 	}
 	now := time.Now()
-	if err := fixture.Fill(t.Context(), st, now.Add(-3*time.Hour), now.Add(-2*time.Hour)); err != nil {
+	if err := fixture.Fill(t.Context(), st, now.Add(-3*time.Hour), now.Add(-3*time.Hour+5*time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	p := b.Open(url, desktop)

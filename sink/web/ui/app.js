@@ -97,21 +97,24 @@ const rangeParams = () => [['from', state.from], ['to', state.to]];
 const matchParams = () => state.match.map((m) => ['match', m]);
 
 async function refresh() {
-  await load('overview', async () => {
-    const [series, containers, labels] = await Promise.all([
-      get('/api/v1/series', [...rangeParams(), ...matchParams()], { channel: 'series' }),
-      get('/api/v1/containers', null, { channel: 'containers' }),
-      get('/api/v1/labels', rangeParams(), { channel: 'labels' }),
-    ]);
-    overview = merge(series, containers);
-    filter.setLabels(labels.labels);
-    drawOverview();
-    await drawMain();
-  });
-  await load('health', async () => {
-    health = await get('/healthz', null, { channel: 'health' });
-    drawStatus();
-  });
+  await Promise.all([
+    load('health', async () => {
+      health = await get('/healthz', null, { channel: 'health' });
+      drawStatus();
+      if (shown.startsWith('empty')) drawEmpty(); // what the store holds is said there
+    }),
+    load('overview', async () => {
+      const [series, containers, labels] = await Promise.all([
+        get('/api/v1/series', [...rangeParams(), ...matchParams()], { channel: 'series' }),
+        get('/api/v1/containers', null, { channel: 'containers' }),
+        get('/api/v1/labels', rangeParams(), { channel: 'labels' }),
+      ]);
+      overview = merge(series, containers);
+      filter.setLabels(labels.labels);
+      drawOverview();
+      await drawMain();
+    }),
+  ]);
 }
 
 const COLORS = 10; // --s0 … --s9 in app.css; the rest shares --s-rest
