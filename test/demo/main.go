@@ -35,8 +35,7 @@ var containers = []containerdtest.Spec{
 		Labels: map[string]string{"nerdctl/name": "shop", "com.docker.compose.project": "store", "com.docker.compose.service": "shop"}},
 	{ID: "render", Args: []string{"/" + workload.Render},
 		Labels: map[string]string{"nerdctl/name": "render", "stoker.service": "render"}},
-	{ID: "backup", Args: []string{"/bin/busybox", "sh", "-c", "while true; do busybox dd if=/dev/zero bs=65536 count=200 2>/dev/null | busybox gzip -c | busybox sha256sum >/dev/null; busybox sleep 0.2; done"},
-		Labels: map[string]string{"nerdctl/name": "backup"}},
+	{ID: "backup", Args: []string{"/" + workload.Backup}, Labels: map[string]string{"nerdctl/name": "backup"}},
 	{ID: "idle", Args: []string{"/" + workload.Idle}, Labels: map[string]string{"nerdctl/name": "idle"}},
 }
 
@@ -97,7 +96,7 @@ func demo(ctx context.Context, agent, listen string, length time.Duration) (err 
 	if err != nil {
 		return err
 	}
-	files, err := programs.Files(workload.Shop, workload.Render, workload.Idle)
+	files, err := programs.Files(workload.Shop, workload.Render, workload.Backup, workload.Idle)
 	if err != nil {
 		return err
 	}

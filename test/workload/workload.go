@@ -28,6 +28,7 @@ const (
 	Deep      = "deep"       // deep FRAMES
 	Shop      = "shop"       // for the demo: a Go service, half a CPU
 	Render    = "render"     // for the demo: a C++ renderer, one CPU
+	Backup    = "backup"     // for the demo: a C program that also waits for the kernel, a fifth of a CPU
 	Swap      = "swap"       // swap SECONDS: dlopen, dlclose at one address; Files adds its libraries
 	libRed    = "libred.so"
 	libBlue   = "libblue.so"
@@ -50,6 +51,7 @@ var how = map[string][]string{
 	Spawn:     {"gcc", "-static", "spawn.c"},
 	Kernel:    {"gcc", "-static", "kernel.c"},
 	Deep:      {"gcc", "-static", "deep.c"},
+	Backup:    {"gcc", "-static", "-O2", "backup.c"},
 	Render:    {"g++", "-static", "-O2", "render.cc"},
 	Swap:      {"gcc", "swap.c"},
 	libRed:    {"gcc", "-shared", "-fPIC", "-DNAME=plugin_red_work", "-Wl,-soname,plugin", "plugin.c"},

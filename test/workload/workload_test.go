@@ -24,6 +24,7 @@ func TestProgramsHaveTheirFunctions(t *testing.T) {
 		Deep:      {"level", "work"},
 		Shop:      {"main.handle", "main.decode"},
 		Render:    {"main"},
+		Backup:    {"back_up", "pack", "checksum"},
 		Swap:      {"main"},
 	} {
 		files, err := b.Files(name)
