@@ -183,14 +183,12 @@ func find(ctx context.Context, tx *sql.Tx, q *Query) ([]found, map[int64]*series
 	return out, series, errors.Join(rows.Err(), rows.Close())
 }
 
-// errStop ends a read whose consumer has had enough.
-var errStop = errors.New("stop")
-
 // Select yields the profiles of q, newest first, from one snapshot: what is written, merged or evicted meanwhile does not
 // show. A row that is damaged yields an error and the next rows follow; any other error is the last. The consumer should not
 // wait for long between two profiles, for an open read keeps the write-ahead log from being reused.
 func (s *Store) Select(ctx context.Context, q Query) iter.Seq2[sink.Profile, error] {
 	return func(yield func(sink.Profile, error) bool) {
+		enough := false // the consumer broke off: it must not be called again, whatever else has ended meanwhile
 		err := s.read(ctx, func(ctx context.Context, tx *sql.Tx) error {
 			rows, series, err := find(ctx, tx, &q)
 			if err != nil {
@@ -219,13 +217,13 @@ func (s *Store) Select(ctx context.Context, q Query) iter.Seq2[sink.Profile, err
 					s.n.unreadable.Add(1)
 					p, err = sink.Profile{}, fmt.Errorf("store %s: profile %d: %w", s.cfg.Path, f.id, err)
 				}
-				if !yield(p, err) {
-					return errStop
+				if enough = !yield(p, err); enough {
+					return nil
 				}
 			}
 			return nil
 		})
-		if err != nil && !errors.Is(err, errStop) {
+		if err != nil && !enough {
 			yield(sink.Profile{}, err)
 		}
 	}
