@@ -40,7 +40,7 @@ func webContainer(r registry.Record) web.Container {
 		ID: r.ID, Name: r.Name, Image: r.Image, Runtime: r.Runtime, Namespace: r.Namespace, KubernetesContainer: r.KubernetesContainer,
 		Labels: r.Labels, CgroupPath: r.CgroupPath, CgroupID: r.CgroupID, PID: r.PID, SystemdUnit: r.SystemdUnit, ScopeID: r.ScopeID,
 		Sources: r.Sources, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, AnnouncedAt: r.AnnouncedAt, InScopeAt: r.InScopeAt,
-		GoneAt: r.GoneAt, State: r.State.String(), Reason: r.Reason, Service: r.Service, Tenant: r.Tenant,
+		GoneAt: r.GoneAt, State: r.State.String(), Reason: r.Reason, Notes: r.Notes, Service: r.Service, Tenant: r.Tenant,
 		AskedFrequency: r.AskedFrequency, GivenFrequency: r.GivenFrequency,
 	}
 	if p := r.Pod; p.Name != "" {

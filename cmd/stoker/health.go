@@ -43,7 +43,7 @@ func (b backend) Health() web.Health {
 	}
 	if w := a.writer; w != nil {
 		if err := w.failing.Load(); err != nil {
-			part("store", web.Failing, (*err).Error(), "")
+			part("store", web.Failing, (*err).Error(), "sampling goes on; profiles are kept again as soon as the store can")
 		} else {
 			part("store", web.OK, a.cfg.Store.Path, "")
 		}
