@@ -10,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"fmt"
 	"math/big"
 	"net"
 	"net/http"
@@ -46,6 +47,29 @@ func cpu(t testing.TB, ago time.Duration, n int64) sink.Profile {
 		t.Fatal(err)
 	}
 	return sink.Profile{Type: sink.CPU, Labels: sink.Labels{"service_name": "shop/cart", "node": "edge-1"}, Start: start, End: start.Add(10 * time.Second), Pprof: b.Bytes(), Total: n * period, Samples: 1}
+}
+
+// large makes a profile of a MiB before compression.
+func large(t testing.TB, ago time.Duration) sink.Profile {
+	t.Helper()
+	out := cpu(t, ago, 1)
+	p, err := profile.ParseData(out.Pprof)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := uint64(2); i < 9000; i++ {
+		f := &profile.Function{ID: i, Name: fmt.Sprintf("github.com/example/shop/internal/package%d.(*Type%d).Method%d", i%97, i%31, i), Filename: "/src/main.go"}
+		l := &profile.Location{ID: i, Mapping: p.Mapping[0], Address: 0x1000 + i, Line: []profile.Line{{Function: f, Line: int64(i)}}}
+		p.Function, p.Location = append(p.Function, f), append(p.Location, l)
+		p.Sample = append(p.Sample, &profile.Sample{Location: []*profile.Location{l}, Value: []int64{period}})
+		out.Total += period
+	}
+	var b bytes.Buffer
+	if err := p.Write(&b); err != nil {
+		t.Fatal(err)
+	}
+	out.Pprof, out.Samples = b.Bytes(), len(p.Sample)
+	return out
 }
 
 // client makes a client whose timeout is below what New allows, so that a hanging server does not hold up the tests.

@@ -169,8 +169,7 @@ func TestFailingEndpointIsRetriedAndNotHammered(t *testing.T) {
 	log, logger := newLog()
 	s := open(t, clock, withSinks("a", "b"), func(c *Config) { c.Log = logger })
 	fill(t, s, clock, 30)
-	var up *server
-	up = &server{name: "a", answer: func(n int, _ sink.Profile) sink.Result {
+	up := &server{name: "a", answer: func(n int, _ sink.Profile) sink.Result {
 		if n < 50 {
 			return sink.Result{Outcome: sink.Retry, Reason: "HTTP 503: mend it"}
 		}

@@ -134,16 +134,22 @@ func (s *Store) keepFree(ctx context.Context, incoming int64) error {
 	if s.cfg.MinFree == 0 {
 		return nil
 	}
-	free, total, err := s.free(filepath.Dir(s.cfg.Path))
+	need, free, total, err := s.missing()
+	if err == nil && need > 0 {
+		// The log may hold much of what is missing, and evicting needs some of it anyway.
+		if cerr := s.checkpoint(ctx, "TRUNCATE"); cerr != nil {
+			s.log.Debug("checkpoint before giving space back", "err", cerr)
+		}
+		need, free, total, err = s.missing()
+	}
 	if err != nil {
 		return err
 	}
-	need := int64(s.cfg.MinFree*float64(total)) - free
 	if need <= 0 {
-		if s.lowDisk {
+		if s.lowDisk && free > int64(s.cfg.MinFree*float64(total))+s.walReserve() {
 			s.log.Info("the file system of the store has room again", "path", s.cfg.Path)
+			s.lowDisk = false
 		}
-		s.lowDisk = false
 		return nil
 	}
 	if !s.lowDisk {
@@ -160,6 +166,14 @@ func (s *Store) keepFree(ctx context.Context, incoming int64) error {
 	}
 	s.noteEvicted(evicted)
 	return s.shrink(ctx, (need+pageSize-1)/pageSize)
+}
+
+// missing returns how many bytes the file system lacks of what must stay free, beside what it has. What is in the write-ahead
+// log will be in the file as well before the log is used again.
+func (s *Store) missing() (need, free, total int64, err error) {
+	free, total, err = s.free(filepath.Dir(s.cfg.Path))
+	_, wal := s.bytesOnDisk()
+	return int64(s.cfg.MinFree*float64(total)) + wal - free, free, total, err
 }
 
 // shrink gives up to n free pages back to the file system. Callers hold s.writer.
