@@ -44,6 +44,8 @@ func perfError(cpu int, err error) error {
 		return &MachineError{what, err, "run as root, or with CAP_PERFMON; on Debian also set sysctl kernel.perf_event_paranoid=2"}
 	case errors.Is(err, unix.EMFILE):
 		return &MachineError{what, err, "raise the limit of open files (LimitNOFILE=): one file per CPU is needed"}
+	case errors.Is(err, unix.EINVAL):
+		return &MachineError{what, err, "ask for a lower frequency, or raise sysctl kernel.perf_event_max_sample_rate"}
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOSYS):
 		return &MachineError{what, err, "the kernel was built without CONFIG_PERF_EVENTS"}
 	}

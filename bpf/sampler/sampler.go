@@ -38,9 +38,9 @@ type Config struct {
 	Unwinders []unwind.Unwinder
 	// RingBytes is the ring buffer for new stacks; rounded up to a power of two of at least a page. Default 256 KiB per CPU.
 	RingBytes int
-	// MaxStacks is how many different stacks the kernel remembers as sent. Default 16384.
+	// MaxStacks is how many different stacks the kernel remembers as sent. Default 1024 per CPU, at least 16384.
 	MaxStacks int
-	// MaxWindowKeys bounds the different keys of one window. Default 16384; a window begins small and grows to it.
+	// MaxWindowKeys bounds the different keys of one window. Default as MaxStacks; a window begins small and grows to it.
 	MaxWindowKeys int
 	// MaxScopes bounds the containers in scope at a time, MaxProcesses the processes known to the kernel side.
 	// Defaults 2048 and 8192.
@@ -58,10 +58,8 @@ func (c *Config) setDefaults() error {
 	if len(c.Unwinders) == 0 || len(c.Unwinders) >= maxUnwinders {
 		return fmt.Errorf("got %d unwinders; the program array takes 1 to %d", len(c.Unwinders), maxUnwinders-1)
 	}
-	cpus, err := ebpf.PossibleCPU()
-	if err != nil {
-		return fmt.Errorf("count CPUs: %w", err)
-	}
+	// Not the possible CPUs: machines that could get 240 have 2.
+	cpus := runtime.NumCPU()
 	def := func(v *int, d int) {
 		if *v <= 0 {
 			*v = d
@@ -69,8 +67,8 @@ func (c *Config) setDefaults() error {
 	}
 	def(&c.RingBytes, min(max(512<<10, cpus*256<<10), 8<<20))
 	c.RingBytes = max(4096, 1<<bits.Len(uint(c.RingBytes-1)))
-	def(&c.MaxStacks, 16384)
-	def(&c.MaxWindowKeys, 16384)
+	def(&c.MaxStacks, min(max(16384, cpus*1024), 128<<10))
+	def(&c.MaxWindowKeys, min(max(16384, cpus*1024), 128<<10))
 	def(&c.MaxScopes, 2048)
 	def(&c.MaxProcesses, 8192)
 	def(&c.StacksPerScope, max(1, c.MaxStacks/4))
@@ -78,6 +76,11 @@ func (c *Config) setDefaults() error {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
 	return nil
+}
+
+// minWindowKeys is the size a window begins with and never goes below: what does not fit has no stack until the window ends.
+func (c *Config) minWindowKeys() int {
+	return min(max(1024, 512*runtime.NumCPU()), c.MaxWindowKeys)
 }
 
 // maxUnwinders mirrors MAX_UNWINDERS; Open checks it against the object.
@@ -170,7 +173,7 @@ func (s *Sampler) size(spec *ebpf.CollectionSpec) error {
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)
 	}
-	spec.Maps["window"].InnerMap.MaxEntries = minWindowKeys
+	spec.Maps["window"].InnerMap.MaxEntries = uint32(s.cfg.minWindowKeys())
 	var seed [8]byte
 	if _, err := rand.Read(seed[:]); err != nil {
 		return fmt.Errorf("seed the stack hash: %w", err)

@@ -16,9 +16,6 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 )
 
-// minWindowKeys is the size a window begins with; it doubles as needed up to Config.MaxWindowKeys.
-const minWindowKeys = 1024
-
 // originCount mirrors ORIGIN_COUNT: CPU only.
 const originCount = 1
 
@@ -95,7 +92,7 @@ func (w *windows) open(s *Sampler, spec *ebpf.MapSpec) error {
 	w.exited = map[process.ID]uint64{}
 	w.lastRest = map[bpfRestKey]Count{}
 	w.seq = 1
-	w.size = min(minWindowKeys, s.cfg.MaxWindowKeys)
+	w.size = s.cfg.minWindowKeys()
 	m, err := w.newMap(w.size)
 	if err != nil {
 		return err
@@ -274,8 +271,8 @@ func (s *Sampler) endWindow(h Handler) error {
 
 	// U1. The update of an array of maps returns after a grace period: every program that saw the old map has ended.
 	next, err := w.newMap(w.size)
-	if err != nil && w.size > minWindowKeys { // short of memory, perhaps
-		w.size = minWindowKeys
+	if least := s.cfg.minWindowKeys(); err != nil && w.size > least { // short of memory, perhaps
+		w.size = least
 		next, err = w.newMap(w.size)
 	}
 	if err != nil {
@@ -339,7 +336,7 @@ func (s *Sampler) endWindow(h Handler) error {
 		return err
 	}
 	// Room for twice what this window had, so that a quiet node does not hold the memory of a busy one.
-	w.size = max(minWindowKeys, 2*len(w.result))
+	w.size = max(s.cfg.minWindowKeys(), 2*len(w.result))
 	if len(win.Rest) > 0 {
 		w.size = s.cfg.MaxWindowKeys
 	}
