@@ -4,17 +4,21 @@ package sampler_test
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -68,6 +72,12 @@ var workloads = map[string]func(){
 			}
 		}
 	},
+	"io": func() { // the kernel's own threads do all the work
+		if err := readWithWorkers(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	},
 	"stacks": func() { deep(uint64(os.Getpid())) },
 }
 
@@ -77,6 +87,50 @@ func spin() (x uint64) {
 		x = x*31 + i
 	}
 	return x
+}
+
+// readWithWorkers has io_uring read zeros, by a worker thread: one read at a time, for as long as it is let.
+func readWithWorkers() error {
+	// include/uapi/linux/io_uring.h
+	const (
+		offSQ, offSQEs            = 0, 0x10000000
+		opRead, async, getEvents  = 22, 1 << 4, 1
+		paramsBytes, sqOff, cqOff = 120, 40, 80
+		sqeBytes                  = 64
+	)
+	var params [paramsBytes]byte
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, 1, uintptr(unsafe.Pointer(&params)), 0)
+	if errno != 0 {
+		return fmt.Errorf("io_uring_setup: %w", errno)
+	}
+	u32 := binary.LittleEndian.Uint32
+	ring, err := unix.Mmap(int(fd), offSQ, 8192, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("map the ring: %w", err)
+	}
+	sqe, err := unix.Mmap(int(fd), offSQEs, sqeBytes, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		return fmt.Errorf("map the entries: %w", err)
+	}
+	zero, err := unix.Open("/dev/zero", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	buf := make([]byte, 64<<20)
+	sqe[0], sqe[1] = opRead, async
+	binary.LittleEndian.PutUint32(sqe[4:], uint32(zero))
+	binary.LittleEndian.PutUint64(sqe[16:], uint64(uintptr(unsafe.Pointer(&buf[0]))))
+	binary.LittleEndian.PutUint32(sqe[24:], uint32(len(buf)))
+	at := func(off int) *uint32 { return (*uint32)(unsafe.Pointer(&ring[u32(params[off:])])) }
+	tail, cqHead, cqTail := at(sqOff+4), at(cqOff), at(cqOff+4)
+	for {
+		atomic.AddUint32(tail, 1)
+		if _, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, fd, 1, 1, getEvents, 0, 0); errno != 0 && errno != unix.EINTR {
+			return fmt.Errorf("io_uring_enter: %w", errno)
+		}
+		atomic.StoreUint32(cqHead, atomic.LoadUint32(cqTail))
+		runtime.KeepAlive(buf)
+	}
 }
 
 // deep makes as many different stacks as it can: each bit of n picks one of two functions.
@@ -525,6 +579,33 @@ func TestChangingMappingsDoNotFlood(t *testing.T) {
 	}
 	if len(c.maps) == 0 {
 		t.Error("never told")
+	}
+}
+
+// Workers of io_uring have registers of their parent and no user stack.
+func TestWorkersHaveNoUserStack(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "io")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 997}, 200*time.Millisecond)
+	mustAdd(t, s, id, 1)
+	cmd := start(t, dir, "io")
+	cmd.Stderr = os.Stderr
+	eventually(t, "samples of the worker", func() (ok bool) {
+		c.locked(func() { ok = c.byPID[uint32(cmd.Process.Pid)] > 200 })
+		return ok
+	})
+	checkProtocol(t, c, stop())
+	workers := 0
+	for _, s := range c.stacks {
+		user := slices.IndexFunc(s.Frames, func(f unwind.RawFrame) bool { return f.Unwinder != unwind.KernelSlot })
+		if user >= 0 && s.Frames[user].A == 0 {
+			t.Fatalf("a user stack that begins at 0: %+v", s.Frames)
+		}
+		if user < 0 {
+			workers++
+		}
+	}
+	if workers == 0 {
+		t.Error("no stack of a worker was seen")
 	}
 }
 
