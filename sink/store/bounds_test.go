@@ -60,7 +60,7 @@ func TestSizeBoundHoldsAndOldestGoFirst(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	s = open(t, clock, func(c *Config) { c.Path, c.MaxBytes = s.Path(), 2<<20 })
+	s = open(t, clock, func(c *Config) { c.Path, c.MaxBytes, c.Sinks = s.Path(), 2<<20, []string{"a"} })
 	if total, _ := s.bytesOnDisk(); total > 2<<20+64<<10 {
 		t.Errorf("%d bytes on disk after a restart with a bound of %d", total, 2<<20)
 	}

@@ -49,7 +49,7 @@ func (s *Store) makeRoom(ctx context.Context, tx *sql.Tx, room int64) ([]evictio
 		if over <= 0 {
 			return out, nil
 		}
-		ev, err := evict(ctx, tx, evictSize, over, oldestFirst)
+		ev, err := s.evict(ctx, tx, evictSize, over, oldestFirst)
 		if err != nil {
 			return nil, err
 		}
@@ -67,10 +67,10 @@ const (
 )
 
 // evict deletes the profiles that the rest of a SELECT names until need bytes are free, and records them. Undelivered ones go
-// like the others, for a bound is a bound, but are counted apart.
-func evict(ctx context.Context, tx *sql.Tx, reason string, need int64, which string, args ...any) ([]eviction, error) {
-	rows, err := tx.QueryContext(ctx, `SELECT id, length(pprof), EXISTS (SELECT 1 FROM deliveries d WHERE d.profile_id = p.id AND d.state NOT IN ('delivered', 'refused'))
-		FROM profiles p `+which, args...)
+// like the others, for a bound is a bound, but are counted apart; endpoints that are not configured any more do not count.
+func (s *Store) evict(ctx context.Context, tx *sql.Tx, reason string, need int64, which string, args ...any) ([]eviction, error) {
+	rows, err := tx.QueryContext(ctx, `SELECT id, length(pprof), EXISTS (SELECT 1 FROM deliveries d WHERE d.profile_id = p.id AND d.state NOT IN ('delivered', 'refused')
+		AND d.sink IN (SELECT value FROM json_each(?))) FROM profiles p `+which, append([]any{s.sinksJSON()}, args...)...)
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +158,7 @@ func (s *Store) keepFree(ctx context.Context, incoming int64) error {
 	s.lowDisk = true
 	var evicted []eviction
 	err = s.update(ctx, false, func(tx *sql.Tx, _ *database) (err error) {
-		evicted, err = evict(ctx, tx, evictDisk, need+incoming, oldestFirst)
+		evicted, err = s.evict(ctx, tx, evictDisk, need+incoming, oldestFirst)
 		return err
 	})
 	if err != nil {
@@ -317,7 +317,7 @@ func (s *Store) expire(ctx context.Context) error {
 	err := s.update(ctx, false, func(tx *sql.Tx, _ *database) (err error) {
 		if s.cfg.MaxAge > 0 {
 			cutoff := s.cfg.Clock.Now().Add(-s.cfg.MaxAge).UnixNano()
-			if evicted, err = evict(ctx, tx, evictAge, 1<<62, olderThan, cutoff); err != nil {
+			if evicted, err = s.evict(ctx, tx, evictAge, 1<<62, olderThan, cutoff); err != nil {
 				return err
 			}
 		}

@@ -102,12 +102,15 @@ func (s *Store) mergeOld(ctx context.Context) error {
 
 // waiting counts the deliveries that are still to be made.
 func (s *Store) waiting(ctx context.Context) (n int64, err error) {
+	s.writer.Lock()
+	sinks := s.sinksJSON()
+	s.writer.Unlock()
 	db, release, err := s.use()
 	if err != nil {
 		return 0, err
 	}
 	defer release()
-	err = db.r.QueryRowContext(ctx, "SELECT count(*) FROM deliveries WHERE state = 'pending'").Scan(&n)
+	err = db.r.QueryRowContext(ctx, "SELECT count(*) FROM deliveries WHERE state = 'pending' AND sink IN (SELECT value FROM json_each(?))", sinks).Scan(&n)
 	return n, err
 }
 

@@ -185,7 +185,8 @@ func find(ctx context.Context, tx *sql.Tx, q *Query) ([]found, map[int64]*series
 
 // Select yields the profiles of q, newest first, from one snapshot: what is written, merged or evicted meanwhile does not
 // show. A row that is damaged yields an error and the next rows follow; any other error is the last. The consumer should not
-// wait for long between two profiles, for an open read keeps the write-ahead log from being reused.
+// wait for long between two profiles, for an open read keeps the write-ahead log from being reused, and must not write to the
+// store or close it from within the loop.
 func (s *Store) Select(ctx context.Context, q Query) iter.Seq2[sink.Profile, error] {
 	return func(yield func(sink.Profile, error) bool) {
 		enough := false // the consumer broke off: it must not be called again, whatever else has ended meanwhile

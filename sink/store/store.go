@@ -14,8 +14,10 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -42,6 +44,10 @@ type Config struct {
 	// MinFree is the share of the file system (0 to 1) that stays free: the store gives space back, oldest profiles first,
 	// rather than fill the disk. 0 means it does not look.
 	MinFree float64
+	// Tolerant makes Open succeed when the file cannot be opened for now (permissions, a full or read-only file system): the
+	// reason is logged, everything returns it, and each Write tries again. The agent can go on without a store; another
+	// agent's file and a file that is not ours are still errors.
+	Tolerant bool
 	// Sinks are the names of the configured uploaders: each profile is written with one pending delivery for each of them.
 	Sinks []string
 	// Log gets what an operator should know; nil means slog.Default.
@@ -70,8 +76,9 @@ type Store struct {
 	readOnly bool
 	lock     *os.File // held as long as the store is open: one agent per file
 
-	handle sync.Mutex
-	db     *database // guarded by handle; nil after Close and while a corrupt file is being set aside
+	handle  sync.Mutex
+	db      *database // guarded by handle; nil after Close, while a corrupt file is being set aside and while there is none
+	openErr error     // guarded by handle: why a tolerant Open has no file yet
 
 	// writer serialises transactions and guards what follows.
 	writer  sync.Mutex
@@ -117,29 +124,67 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.MinFree < 0 || cfg.MinFree >= 1 {
 		return nil, fmt.Errorf("open store %s: store.min_free is %v, it must be at least 0 and below 1 (5%% is 0.05)", cfg.Path, cfg.MinFree)
 	}
-	if err := os.MkdirAll(filepath.Dir(s.cfg.Path), 0o750); err != nil {
-		return nil, fmt.Errorf("open store: create its directory: %w: run as root or set store.path to a place that can be written", err)
-	}
-	if s.lock, err = lockFile(s.cfg.Path + ".lock"); err != nil {
-		return nil, fmt.Errorf("open store %s: %w", cfg.Path, err)
-	}
-	ctx := context.Background()
-	s.db, err = s.openDatabase(ctx)
-	if isCorrupt(err) {
-		if err = s.setAside(err); err == nil {
-			s.db, err = s.openDatabase(ctx)
-		}
-	}
-	if err != nil {
-		s.lock.Close()
-		return nil, fmt.Errorf("open store %s: %w", cfg.Path, remedy(err))
-	}
 	s.deliver.running = map[string]chan struct{}{}
-	ctx, s.stop = context.WithCancel(ctx)
+	if err := s.attach(context.Background()); err != nil {
+		err = fmt.Errorf("open store %s: %w", cfg.Path, remedy(err))
+		if !cfg.Tolerant || errors.Is(err, ErrLocked) || errors.Is(err, ErrNewer) || errors.Is(err, ErrForeign) {
+			return nil, errors.Join(err, s.unlock())
+		}
+		s.openErr = err
+		s.log.Error("nothing is stored until this is mended; each window tries again", "err", err)
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	s.stop = stop
 	if s.cfg.MaintainEvery > 0 {
 		s.done.Go(func() { s.maintainLoop(ctx) })
 	}
 	return s, nil
+}
+
+// attach takes the lock and opens the file, if that has not been done yet. Callers hold s.writer, or own s.
+func (s *Store) attach(ctx context.Context) error {
+	s.handle.Lock()
+	open := s.db != nil
+	s.handle.Unlock()
+	if open || s.closed.Load() {
+		return nil
+	}
+	if s.lock == nil {
+		if err := os.MkdirAll(filepath.Dir(s.cfg.Path), 0o750); err != nil {
+			return fmt.Errorf("create its directory: %w", err)
+		}
+		lock, err := lockFile(s.cfg.Path + ".lock")
+		if err != nil {
+			return err
+		}
+		s.lock = lock
+	}
+	db, err := s.openDatabase(ctx)
+	if isCorrupt(err) {
+		if err = s.setAside(err); err == nil {
+			db, err = s.openDatabase(ctx)
+		}
+	}
+	if err != nil {
+		return err
+	}
+	s.handle.Lock()
+	defer s.handle.Unlock()
+	if s.openErr != nil {
+		s.log.Info("the store is open", "path", s.cfg.Path)
+	}
+	s.db, s.openErr = db, nil
+	return nil
+}
+
+// unlock lets another agent have the file.
+func (s *Store) unlock() error {
+	if s.lock == nil {
+		return nil
+	}
+	err := s.lock.Close()
+	s.lock = nil
+	return err
 }
 
 // OpenReadOnly opens the store to look at it, with or without an agent that writes to it at the same time. Nothing is
@@ -300,6 +345,15 @@ func (s *Store) SetSinks(names []string) {
 	s.sinks = names
 }
 
+// sinksJSON is the list of configured uploaders for json_each. Callers hold s.writer.
+func (s *Store) sinksJSON() string {
+	b, err := json.Marshal(s.sinks)
+	if err != nil || s.sinks == nil {
+		return "[]"
+	}
+	return string(b)
+}
+
 // Close ends maintenance, waits for readers and closes the file. End Deliver first. It may be called twice.
 func (s *Store) Close() error {
 	s.closed.Store(true)
@@ -307,26 +361,20 @@ func (s *Store) Close() error {
 	s.done.Wait()
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	db := s.take()
-	if db == nil {
-		return nil
-	}
-	err := db.close()
-	if s.lock != nil {
-		err = errors.Join(err, s.lock.Close())
-	}
+	err := errors.Join(s.take().close(), s.unlock())
 	if err != nil {
 		return fmt.Errorf("close store %s: %w", s.cfg.Path, err)
 	}
 	return nil
 }
 
-// use returns the open database and a function to call when done with it.
+// use returns the open database and a function to call when done with it. Who holds it must not wait for s.writer: setting a
+// corrupt file aside waits, with s.writer, for all who use it.
 func (s *Store) use() (*database, func(), error) {
 	s.handle.Lock()
 	defer s.handle.Unlock()
 	if s.db == nil {
-		return nil, nil, fmt.Errorf("store %s: %w", s.cfg.Path, os.ErrClosed)
+		return nil, nil, fmt.Errorf("store %s: %w", s.cfg.Path, cmp.Or(s.openErr, os.ErrClosed))
 	}
 	s.db.refs.Add(1)
 	return s.db, s.db.refs.Done, nil
@@ -415,16 +463,12 @@ func (s *Store) replaceCorrupt(ctx context.Context, cause error) error {
 	}
 	s.series = map[string]int64{}
 	err := s.setAside(cause)
-	var fresh *database
 	if err == nil {
-		fresh, err = s.openDatabase(ctx)
+		err = s.attach(ctx)
 	}
 	if err != nil {
 		return fmt.Errorf("store %s: %w (after: %v)", s.cfg.Path, remedy(err), cause)
 	}
-	s.handle.Lock()
-	s.db = fresh
-	s.handle.Unlock()
 	return nil
 }
 

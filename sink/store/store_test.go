@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/stoker-profiler/stoker/sink"
 )
@@ -424,5 +425,90 @@ func TestOtherPeoplesFilesAreLeftAlone(t *testing.T) {
 	}
 	if _, err := Open(Config{Path: filepath.Join(dir, "foreign.db", "x", "s.db")}); err == nil {
 		t.Error("a file served as a directory")
+	}
+}
+
+func TestTolerantStoreWaitsForItsFile(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "lib")
+	if err := os.WriteFile(dir, nil, 0o600); err != nil { // a file where the directory should be
+		t.Fatal(err)
+	}
+	clock := newClock()
+	log, logger := newLog()
+	path := filepath.Join(dir, "profiles.db")
+	if _, err := Open(Config{Path: path, Clock: clock, Log: logger}); err == nil {
+		t.Fatal("the store was opened")
+	}
+	s := open(t, clock, func(c *Config) { c.Path, c.Tolerant, c.Log, c.Sinks = path, true, logger, []string{"a"} })
+	up := &server{name: "a"}
+	deliver(t, s, up, fast)
+	p := small().window(t, clock, "cart", 5)
+	err := s.Write(context.Background(), []sink.Profile{p})
+	if err == nil || !strings.Contains(err.Error(), "create its directory") {
+		t.Errorf("write: %v, want the reason", err)
+	}
+	if st := s.Stats(); !strings.Contains(st.Err, "create its directory") {
+		t.Errorf("stats: %q, want the reason", st.Err)
+	}
+	if !strings.Contains(log.String(), "nothing is stored until this is mended") {
+		t.Errorf("the log does not say so: %s", log)
+	}
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	write(t, s, p)
+	eventually(t, "it is delivered", func() bool { return len(up.got()) == 1 })
+	if !strings.Contains(log.String(), "the store is open") {
+		t.Errorf("the log does not say that it works: %s", log)
+	}
+	// Two agents on one file are never tolerated.
+	if _, err := Open(Config{Path: path, Tolerant: true, Log: logger}); !errors.Is(err, ErrLocked) {
+		t.Errorf("second agent: %v", err)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	clock := newClock()
+	s := open(t, clock, func(c *Config) { c.Sinks, c.MaxAge = []string{"a"}, time.Minute })
+	fill(t, s, clock, 10)
+	maintain(t, s)
+	reg := prometheus.NewPedanticRegistry()
+	if err := reg.Register(s.Collector()); err != nil {
+		t.Fatal(err)
+	}
+	values := func() map[string]float64 {
+		families, err := reg.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]float64{}
+		for _, f := range families {
+			for _, m := range f.Metric {
+				name := f.GetName()
+				for _, l := range m.Label {
+					name += "," + l.GetValue()
+				}
+				out[name] = m.GetGauge().GetValue() + m.GetCounter().GetValue()
+			}
+		}
+		return out
+	}
+	got := values()
+	for name, want := range map[string]float64{
+		"stoker_store_profiles": 6, "stoker_store_series": 1, "stoker_store_writes_total,ok": 10, "stoker_store_written_profiles_total,stored": 10,
+		"stoker_store_evicted_profiles_total,age,true": 4, "stoker_store_deliveries,a,pending": 6, "stoker_store_readable": 1,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v, want %v", name, got[name], want)
+		}
+	}
+	if got["stoker_store_bytes"] < 4096 || got["stoker_store_max_bytes"] != 256<<20 {
+		t.Errorf("bytes %v of %v", got["stoker_store_bytes"], got["stoker_store_max_bytes"])
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := values(); got["stoker_store_readable"] != 0 {
+		t.Error("a closed store is said to be readable")
 	}
 }

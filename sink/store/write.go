@@ -46,7 +46,7 @@ func (s *Store) Write(ctx context.Context, profiles []sink.Profile) error {
 	rows := s.encode(profiles)
 	s.writer.Lock()
 	defer s.writer.Unlock()
-	err := s.reopen(ctx)
+	err := s.attach(ctx) // a file that could not be opened before may be there now
 	if err == nil {
 		err = s.write(ctx, rows)
 	}
@@ -63,24 +63,6 @@ func (s *Store) Write(ctx context.Context, profiles []sink.Profile) error {
 	if len(rows) > 0 {
 		s.wakeDeliver()
 	}
-	return nil
-}
-
-// reopen opens the file again after setting a corrupt one aside had failed half-way. Callers hold s.writer.
-func (s *Store) reopen(ctx context.Context) error {
-	s.handle.Lock()
-	closed := s.db == nil
-	s.handle.Unlock()
-	if !closed || s.closed.Load() {
-		return nil
-	}
-	db, err := s.openDatabase(ctx)
-	if err != nil {
-		return err
-	}
-	s.handle.Lock()
-	s.db = db
-	s.handle.Unlock()
 	return nil
 }
 
