@@ -36,6 +36,7 @@ func started(t *testing.T) (*fake, *bench) {
 	f := newFake(t)
 	f.start()
 	b := newBench(t, quick(NewClient("containerd", f.socket(), f.hierarchy(), nil)))
+	b.fake = f
 	return f, b
 }
 
@@ -93,6 +94,7 @@ func TestARestartIsAnotherRun(t *testing.T) {
 func TestNobodyWaitsForAnAnswer(t *testing.T) {
 	f, b := started(t)
 	b.client.times.call = time.Minute
+	b.client.times.secondList = time.Hour // it would describe them
 	f.get = func(ctx context.Context, k key) error {
 		if strings.HasPrefix(k.id, "slow") {
 			<-ctx.Done()
@@ -226,6 +228,7 @@ func TestTooManyEventsAreMadeUpForByAList(t *testing.T) {
 	c.times.queue = 8
 	c.times.secondList = time.Hour // the overflow alone must do it
 	b := newBench(t, c)
+	b.fake = f
 	b.run()
 	b.synced()
 	f.run("default", "early", 50)
@@ -296,6 +299,7 @@ func TestAListThatIsOlderThanAnEventDoesNotBringAContainerBack(t *testing.T) {
 	b.state("default", "web", registry.Profiled)
 	f.mu.Lock()
 	f.list = func() { // the tasks are read; before the answer arrives, one ends
+		f.subscribed()
 		f.publish("default", "/tasks/exit", &events.TaskExit{ContainerID: "web", ID: "web", Pid: 10})
 		eventually(t, "the end is told", func() bool { rec, _ := b.find("default", "web"); return rec.State == registry.Gone })
 		f.publish("default", "/tasks/create", &events.TaskCreate{ContainerID: "new", Pid: 20})
@@ -427,7 +431,9 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 			}
 			c.set(t)
 			client := quick(NewClient("containerd", socket, cgroupfs.Hierarchy{}, nil))
-			client.times.call = 100 * time.Millisecond
+			if client.times.call = time.Minute; c.name == "hangs" {
+				client.times.call = 100 * time.Millisecond
+			}
 			b := newBench(t, client)
 			b.run()
 			eventually(t, "there is a status", func() bool { return client.Status().Err != "" })
@@ -463,6 +469,7 @@ func TestAContainerdThatHangsLaterIsNoticed(t *testing.T) {
 	c := quick(NewClient("containerd", f.socket(), f.hierarchy(), nil))
 	c.times.list, c.times.listEvery = 50*time.Millisecond, 20*time.Millisecond
 	b := newBench(t, c)
+	b.fake = f
 	f.run("default", "web", 10)
 	b.run()
 	b.synced()

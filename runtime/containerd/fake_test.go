@@ -144,6 +144,16 @@ func (f *fake) namespaces() []*namespaces.Namespace {
 	return all
 }
 
+// subscribed waits until events reach somebody: a subscriber is added some time after it has its stream, as in the real one.
+func (f *fake) subscribed() {
+	f.t.Helper()
+	eventually(f.t, "somebody has subscribed", func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return len(f.subscribers) > 0
+	})
+}
+
 func (f *fake) publish(namespace, topic string, m proto.Message) {
 	f.t.Helper()
 	b, err := proto.Marshal(m)
@@ -349,6 +359,7 @@ func (s *scopes) has(cgroup uint64) bool {
 type bench struct {
 	t      *testing.T
 	client *Client
+	fake   *fake // nil: a real containerd
 	*registry.Registry
 	scopes *scopes
 	hold   sync.Mutex // held: emit waits
@@ -397,7 +408,7 @@ func start(t *testing.T, s container.Source, emit func(container.Event)) {
 // eventually polls until ok.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(60 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
+	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain until %s", what)
 		}
@@ -407,6 +418,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 func (b *bench) synced() {
 	b.t.Helper()
 	eventually(b.t, "the source has synced", func() bool { return b.client.Status().Connected })
+	if b.fake != nil {
+		b.fake.subscribed()
+	}
 }
 
 // find returns the newest record of a container that is not gone, else the newest.
