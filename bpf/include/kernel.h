@@ -106,6 +106,7 @@ struct signal_struct {
 };
 struct mm_struct {
 	unsigned long exec_vm;	 /* pages that are executable and not writable */
+	unsigned long start_code; /* 0 until exec has set up the new program */
 	unsigned long task_size; /* user addresses lie below it; a power of two on arm64 */
 };
 struct task_struct {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/bpf/process"
 	"github.com/stoker-profiler/stoker/bpf/sampler"
+	"github.com/stoker-profiler/stoker/bpf/symbol"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
 	"github.com/stoker-profiler/stoker/test/marker"
@@ -607,6 +608,44 @@ func TestWorkersHaveNoUserStack(t *testing.T) {
 	if workers == 0 {
 		t.Error("no stack of a worker was seen")
 	}
+}
+
+// While exec sets up a new program, the registers are still those of the old one.
+func TestExecInProgressHasNoUserStack(t *testing.T) {
+	kernel, err := symbol.NewKernel("/proc")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, id := newCgroup(t, cgroup2(t), "inexec")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 4999}, 200*time.Millisecond)
+	mustAdd(t, s, id, 1)
+	start(t, dir, "storm")
+	setsUp := func(st unwind.Stack) bool { // what exec calls after it has given up the old memory
+		return slices.ContainsFunc(st.Frames, func(f unwind.RawFrame) bool {
+			if f.Unwinder != unwind.KernelSlot || f.Kind != unwind.KindKernel {
+				return false
+			}
+			name, _, _ := kernel.Lookup(f.A)
+			return name == "setup_arg_pages" || name == "elf_load" || name == "elf_map"
+		})
+	}
+	seen := 0
+	eventually(t, "samples of an exec in progress", func() bool {
+		c.locked(func() {
+			seen = 0
+			for _, st := range c.stacks {
+				if !setsUp(st) {
+					continue
+				}
+				seen++
+				if slices.ContainsFunc(st.Frames, func(f unwind.RawFrame) bool { return f.Unwinder != unwind.KernelSlot }) {
+					t.Errorf("an exec in progress has user frames: %+v", st.Frames)
+				}
+			}
+		})
+		return seen > 10 || t.Failed()
+	})
+	checkProtocol(t, c, stop())
 }
 
 // What leaves the scope is forgotten, also when its processes live on and their exit is not told.

@@ -166,11 +166,14 @@ int sample(struct bpf_perf_event_data *ctx)
 	} else {
 		key->context = CONTEXT_KERNEL;
 		kernel__push(ctx, st);
-		if (!task->mm || (task->flags & PF_KTHREAD))
+		struct mm_struct *mm = task->mm;
+		if (!mm || (task->flags & PF_KTHREAD))
 			return unwind__done(st, OUTCOME_COMPLETE); /* a kernel thread: no user stack */
+		if (!mm->start_code) /* exec in progress: the registers are the old program's, the memory is the new one's */
+			return unwind__done(st, OUTCOME_COMPLETE);
 		bpf_probe_read_kernel(&regs, sizeof(regs), (void *)bpf_task_pt_regs(task));
 		if (!regs__user_mode(&regs) || regs__pc(&regs) == 0)
-			return unwind__done(st, OUTCOME_COMPLETE); /* a worker of io_uring or vhost, or exec in progress */
+			return unwind__done(st, OUTCOME_COMPLETE); /* a worker of io_uring or vhost */
 	}
 	if (fresh)
 		process__send_hints(ctx, st);
