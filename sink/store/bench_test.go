@@ -29,7 +29,7 @@ func newNode(t testing.TB, clock *fakeClock, windows int) *node {
 		name := fmt.Sprintf("service-%d", i)
 		c.labels = sink.Labels{"service_name": "shop/" + name, "node": "edge-1", "container_name": name, "container_runtime": "containerd", "container_image": "registry.example.net/shop/" + name + ":1.2.3"}
 		c.id = strings.Repeat(fmt.Sprintf("%x", i%16), 64)
-		w := newWorkload(uint64(i+1), 400+i*100, 400+i*150, 24)
+		w := newWorkload(uint64(i+1), 200+i*30, 300+i*100, 10)
 		for range windows {
 			samples := 25 + i*i*2 + w.rnd.IntN(30) // 25 to 780 of at most 970 at 97 Hz
 			p := w.window(t, clock, name, samples)

@@ -305,7 +305,7 @@ func (d *deliverer) claim(ctx context.Context) ([]*claim, time.Duration, error) 
 	// Full: what may have left this machine must be known after a power cut.
 	err = d.s.transact(ctx, true, func(tx *sql.Tx, _ *database) error {
 		for _, p := range picked {
-			r, err := tx.ExecContext(ctx, "UPDATE deliveries SET state = 'sending', attempts = attempts + 1 WHERE profile_id = ? AND sink = ? AND state = 'pending'", p.id, d.up.Name())
+			r, err := tx.ExecContext(ctx, claimDelivery, p.id, d.up.Name())
 			if err != nil {
 				return err
 			}
@@ -329,6 +329,18 @@ func (d *deliverer) claim(ctx context.Context) ([]*claim, time.Duration, error) 
 	return claims, wait, nil
 }
 
+// The statements that run with every request.
+const (
+	firstTenant = "SELECT tenant FROM deliveries WHERE sink = ? AND state = 'pending' ORDER BY tenant LIMIT 1"
+	nextTenant  = "SELECT tenant FROM deliveries WHERE sink = ? AND state = 'pending' AND tenant > ? ORDER BY tenant LIMIT 1"
+	// A next try far beyond any wait of ours was noted by a clock that has been set back since.
+	dueOfTenant = `SELECT d.profile_id, p.raw_bytes + length(s.labels) FROM deliveries d
+		JOIN profiles p ON p.id = d.profile_id JOIN series s ON s.id = p.series_id
+		WHERE d.sink = ? AND d.state = 'pending' AND d.tenant = ? AND (d.next_ns <= ? OR d.next_ns > ?)
+		ORDER BY d.profile_id DESC LIMIT ?`
+	claimDelivery = "UPDATE deliveries SET state = 'sending', attempts = attempts + 1 WHERE profile_id = ? AND sink = ? AND state = 'pending'"
+)
+
 // pick chooses up to free due rows of the lanes that may send now.
 func (d *deliverer) pick(ctx context.Context, free int) ([]due, time.Duration, error) {
 	db, release, err := d.s.use()
@@ -342,10 +354,9 @@ func (d *deliverer) pick(ctx context.Context, free int) ([]due, time.Duration, e
 	var ready []*lane
 	tenant, some := "", false
 	for { // one look into the index per tenant
-		q := "SELECT tenant FROM deliveries WHERE sink = ? AND state = 'pending' ORDER BY tenant LIMIT 1"
-		args := []any{d.up.Name()}
+		q, args := firstTenant, []any{d.up.Name()}
 		if some {
-			q, args = "SELECT tenant FROM deliveries WHERE sink = ? AND state = 'pending' AND tenant > ? ORDER BY tenant LIMIT 1", append(args, tenant)
+			q, args = nextTenant, append(args, tenant)
 		}
 		err := db.r.QueryRowContext(ctx, q, args...).Scan(&tenant)
 		if errors.Is(err, sql.ErrNoRows) {
@@ -374,10 +385,7 @@ func (d *deliverer) pick(ctx context.Context, free int) ([]due, time.Duration, e
 		if share <= 0 {
 			continue
 		}
-		rows, err := db.r.QueryContext(ctx, `SELECT d.profile_id, p.raw_bytes + length(s.labels) FROM deliveries d
-			JOIN profiles p ON p.id = d.profile_id JOIN series s ON s.id = p.series_id
-			WHERE d.sink = ? AND d.state = 'pending' AND d.tenant = ? AND (d.next_ns <= ? OR d.next_ns > ?)
-			ORDER BY d.profile_id DESC LIMIT ?`, d.up.Name(), l.tenant, wall, wall+int64(max(maxAfter, d.cfg.MaxBackoff)), share)
+		rows, err := db.r.QueryContext(ctx, dueOfTenant, d.up.Name(), l.tenant, wall, wall+int64(max(maxAfter, d.cfg.MaxBackoff)), share)
 		if err != nil {
 			return nil, 0, err
 		}

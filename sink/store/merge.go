@@ -100,6 +100,19 @@ func (s *Store) mergeOld(ctx context.Context) error {
 	return nil
 }
 
+// The statements of every maintenance.
+const (
+	countWaiting = "SELECT count(*) FROM deliveries WHERE state = 'pending' AND sink IN (SELECT value FROM json_each(?))"
+	findSlots    = `SELECT DISTINCT series_id, container_id, boot, start_ns / ?1 * ?1 FROM profiles INDEXED BY profiles_tier
+		WHERE tier < ?2 AND start_ns >= 0 AND start_ns < ?3 ORDER BY 4`
+	slotRows = `SELECT p.id, p.start_ns, p.end_ns, p.boottime_ns, p.total, p.raw_bytes, p.mended, p.parts,
+			coalesce(group_concat(d.sink || char(1) || d.tenant || char(1) || d.state, char(2)), ''),
+			coalesce(max(d.state = 'sending' OR (d.state = 'pending' AND d.doubts > 0)), 0)
+		FROM profiles p INDEXED BY profiles_series LEFT JOIN deliveries d ON d.profile_id = p.id
+		WHERE p.series_id = ? AND p.container_id = ? AND p.boot = ? AND p.start_ns >= ? AND p.start_ns < ? AND p.tier < ?
+		GROUP BY p.id ORDER BY p.start_ns, p.id`
+)
+
 // waiting counts the deliveries that are still to be made.
 func (s *Store) waiting(ctx context.Context) (n int64, err error) {
 	s.writer.Lock()
@@ -110,7 +123,7 @@ func (s *Store) waiting(ctx context.Context) (n int64, err error) {
 		return 0, err
 	}
 	defer release()
-	err = db.r.QueryRowContext(ctx, "SELECT count(*) FROM deliveries WHERE state = 'pending' AND sink IN (SELECT value FROM json_each(?))", sinks).Scan(&n)
+	err = db.r.QueryRowContext(ctx, countWaiting, sinks).Scan(&n)
 	return n, err
 }
 
@@ -122,8 +135,7 @@ func (s *Store) slots(ctx context.Context, t tier) ([]slot, error) {
 	}
 	defer release()
 	cutoff := s.cfg.Clock.Now().Add(-t.after).Truncate(t.width).UnixNano()
-	rows, err := db.r.QueryContext(ctx, `SELECT DISTINCT series_id, container_id, boot, start_ns / ?1 * ?1 FROM profiles INDEXED BY profiles_tier
-		WHERE tier < ?2 AND start_ns >= 0 AND start_ns < ?3 ORDER BY 4`, int64(t.width), t.level, cutoff)
+	rows, err := db.r.QueryContext(ctx, findSlots, int64(t.width), t.level, cutoff)
 	if err != nil {
 		return nil, err
 	}
@@ -143,12 +155,7 @@ func (s *Store) slots(ctx context.Context, t tier) ([]slot, error) {
 func candidates(ctx context.Context, q interface {
 	QueryContext(context.Context, string, ...any) (*sql.Rows, error)
 }, t tier, sl slot) ([]candidate, error) {
-	rows, err := q.QueryContext(ctx, `SELECT p.id, p.start_ns, p.end_ns, p.boottime_ns, p.total, p.raw_bytes, p.mended, p.parts,
-			coalesce(group_concat(d.sink || char(1) || d.tenant || char(1) || d.state, char(2)), ''),
-			coalesce(max(d.state = 'sending' OR (d.state = 'pending' AND d.doubts > 0)), 0)
-		FROM profiles p LEFT JOIN (SELECT * FROM deliveries ORDER BY profile_id, sink) d ON d.profile_id = p.id
-		WHERE p.series_id = ? AND p.container_id = ? AND p.boot = ? AND p.start_ns >= ? AND p.start_ns < ? AND p.tier < ?
-		GROUP BY p.id ORDER BY p.start_ns, p.id`, sl.series, sl.container, sl.boot, sl.from, sl.from+int64(t.width), t.level)
+	rows, err := q.QueryContext(ctx, slotRows, sl.series, sl.container, sl.boot, sl.from, sl.from+int64(t.width), t.level)
 	if err != nil {
 		return nil, err
 	}

@@ -54,7 +54,7 @@ CREATE TABLE profiles (
   pprof BLOB NOT NULL
 );
 CREATE INDEX profiles_time ON profiles (end_ns, start_ns, series_id, container_id);
-CREATE INDEX profiles_series ON profiles (series_id);
+CREATE INDEX profiles_series ON profiles (series_id, start_ns);
 CREATE INDEX profiles_tier ON profiles (tier, start_ns, series_id, container_id, boot);
 CREATE TABLE deliveries (
   profile_id INTEGER NOT NULL REFERENCES profiles (id) ON DELETE CASCADE,

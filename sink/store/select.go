@@ -124,6 +124,9 @@ func (s *Store) read(ctx context.Context, f func(ctx context.Context, tx *sql.Tx
 	return fmt.Errorf("store %s: read: %w", s.cfg.Path, remedy(err))
 }
 
+const selectRange = `SELECT id, series_id, container_id, start_ns, end_ns FROM profiles INDEXED BY profiles_time
+		WHERE end_ns > ? AND start_ns < ? ORDER BY end_ns DESC, start_ns DESC`
+
 // find lists the rows of q, newest first, and their series. A series that cannot be decoded is in the map with its error and
 // its rows are listed: what is damaged must not look like nothing.
 func find(ctx context.Context, tx *sql.Tx, q *Query) ([]found, map[int64]*seriesRow, error) {
@@ -160,8 +163,7 @@ func find(ctx context.Context, tx *sql.Tx, q *Query) ([]found, map[int64]*series
 	if !q.To.IsZero() {
 		to = q.To.UnixNano()
 	}
-	rows, err = tx.QueryContext(ctx, `SELECT id, series_id, container_id, start_ns, end_ns FROM profiles INDEXED BY profiles_time
-		WHERE end_ns > ? AND start_ns < ? ORDER BY end_ns DESC, start_ns DESC`, from, to)
+	rows, err = tx.QueryContext(ctx, selectRange, from, to)
 	if err != nil {
 		return nil, nil, err
 	}
