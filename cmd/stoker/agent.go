@@ -175,6 +175,9 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 	servers.Go(func() error { a.writer.run(serving); return nil })
 	servers.Go(func() error { a.watchReload(ctx, reload); return nil })
 
+	if err := trimMemory(); err != nil {
+		log.Debug("memory of the start is kept", "err", err)
+	}
 	log.Info("stoker runs", "version", version, "frequency", cfg.Sampling.Frequency, "window", cfg.Sampling.Window,
 		"store", cfg.Store.Path, "web", cfg.Web.Listen, "socket", cfg.Socket, "cgroup", a.hierarchy.Mount)
 	err = a.sample(ctx)
