@@ -28,7 +28,8 @@ func loadError(what string, err error) error {
 	var verifier *ebpf.VerifierError
 	switch {
 	case errors.Is(err, unix.EPERM), errors.Is(err, unix.EACCES) && !errors.As(err, &verifier):
-		return &MachineError{what, err, "run as root, or with CAP_BPF and CAP_PERFMON (in a unit: CapabilityBoundingSet=)"}
+		// The library's own text guesses at RLIMIT_MEMLOCK, which nothing is charged to since Linux 5.11.
+		return &MachineError{what, unix.EPERM, "run as root, or with CAP_BPF and CAP_PERFMON (in a unit: CapabilityBoundingSet=)"}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, ebpf.ErrNotSupported):
 		return &MachineError{what, err, "stoker needs a kernel of 5.15 or newer with BTF (CONFIG_DEBUG_INFO_BTF)"}
 	case errors.Is(err, unix.ENOMEM):
