@@ -217,7 +217,9 @@ func (p *Page) event(method string, params json.RawMessage) {
 	case "Runtime.exceptionThrown":
 		note = "exception: " + string(params)
 	case "Log.entryAdded":
-		var e struct{ Entry struct{ Level, Text, URL string } }
+		var e struct {
+			Entry struct{ Level, Text, URL string }
+		}
 		if json.Unmarshal(params, &e) == nil && e.Entry.Level == "error" {
 			note = e.Entry.Text + " " + e.Entry.URL
 		}
