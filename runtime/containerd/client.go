@@ -64,6 +64,9 @@ type Client struct {
 	status        state
 	n             counts
 	times         times
+	// first is called once: when all that exists was told, or when it is clear that nothing can be (no socket, no permission).
+	// nil says Synced in the second case.
+	first func(told bool)
 }
 
 // times are fixed; tests shorten them.
@@ -128,7 +131,7 @@ func (c *Client) Stats() Stats {
 func (c *Client) Run(ctx context.Context, emit func(container.Event)) error {
 	t := newTable(c, emit)
 	backoff := c.times.minBackoff
-	for first := true; ; first = false {
+	for {
 		synced, err := c.connect(ctx, t)
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -142,10 +145,8 @@ func (c *Client) Run(ctx context.Context, emit func(container.Event)) error {
 			}
 			c.log.Log(ctx, level, "containerd is not followed", "err", err)
 		}
-		if first && (absent || errors.Is(err, fs.ErrPermission)) {
-			// Nothing can be told: whoever waits for the first list need not wait for us.
-			t.syncing()
-			t.synced()
+		if absent || errors.Is(err, fs.ErrPermission) {
+			t.settled(false) // whoever waits for the first list need not wait for us
 		}
 		if synced {
 			backoff = c.times.minBackoff

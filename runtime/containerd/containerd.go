@@ -102,6 +102,20 @@ func (u *Usual) Run(ctx context.Context, emit func(container.Event)) error {
 		u.log.Warn("no containerd at any of the usual places: containers are found by their cgroups alone, without names; "+
 			"start containerd, or set runtimes.containerd.address", "source", u.Name())
 	}
+	// The first Synced under our own name comes when every place has told what it has, or has nothing.
+	var mu sync.Mutex
+	waiting, own := len(u.clients), false
+	for i, c := range u.clients {
+		c.first = func(told bool) {
+			mu.Lock()
+			defer mu.Unlock()
+			waiting--
+			own = own || i == 0 && told // then it has said so
+			if waiting == 0 && !own {
+				emit(container.Event{Type: container.Synced, Source: u.Name(), At: time.Now()})
+			}
+		}
+	}
 	var clients sync.WaitGroup
 	for _, c := range u.clients {
 		clients.Go(func() { _ = c.Run(ctx, emit) }) // a Client's Run ends with ctx only

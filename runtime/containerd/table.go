@@ -68,6 +68,7 @@ type table struct {
 	round   uint64
 	todo    []key // records to read
 	busy    int   // how many are being read
+	once    bool  // first was called
 }
 
 func newTable(c *Client, emit func(container.Event)) *table {
@@ -185,7 +186,24 @@ func (t *table) syncing() {
 	t.say(container.Syncing, container.Container{}, false)
 }
 
-func (t *table) synced() { t.say(container.Synced, container.Container{}, false) }
+func (t *table) synced() {
+	t.say(container.Synced, container.Container{}, false)
+	t.settled(true)
+}
+
+// settled says, once, that what exists was told, or that nothing can be.
+func (t *table) settled(told bool) {
+	if t.once {
+		return
+	}
+	t.once = true
+	switch {
+	case t.first != nil:
+		t.first(told)
+	case !told:
+		t.say(container.Synced, container.Container{}, false)
+	}
+}
 
 func (t *table) entry(k key) *entry {
 	e := t.entries[k]
