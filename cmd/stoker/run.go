@@ -7,7 +7,6 @@ import (
 	"log/slog"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -50,11 +49,6 @@ STOKER_SAMPLING_FREQUENCY ("stoker config show -o wide" lists them). A flag wins
 		}
 		if l.File == "" {
 			log.Info("no configuration file, the defaults are in force", "file", config.DefaultFile)
-		}
-		// The agent keeps little and makes little garbage: collecting it four times as often as Go does by default costs
-		// nothing that can be measured and saves 15 MB of other people's memory.
-		if os.Getenv("GOGC") == "" {
-			debug.SetGCPercent(25)
 		}
 		// From here on: Go's default for SIGHUP would end the program.
 		hangups := make(chan os.Signal, 1)
