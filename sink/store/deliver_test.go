@@ -498,6 +498,9 @@ func TestMain(m *testing.M) {
 	if path := os.Getenv("STOKER_TEST_AGENT"); path != "" {
 		agent(path)
 	}
+	if path := os.Getenv("STOKER_TEST_READER"); path != "" {
+		reader(path)
+	}
 	os.Exit(m.Run())
 }
 
@@ -523,6 +526,25 @@ func agent(path string) {
 	cfg.InFlight = 2
 	fmt.Println(s.Deliver(context.Background(), up, cfg))
 	os.Exit(1)
+}
+
+// reader prints how many profiles it can read, or why it cannot.
+func reader(path string) {
+	s, err := OpenReadOnly(path)
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	n := 0
+	for _, err := range s.Select(context.Background(), Query{}) {
+		if err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+		n++
+	}
+	fmt.Println(n, "profiles")
+	os.Exit(0)
 }
 
 // fatal is a testing.TB outside of a test.

@@ -6,7 +6,10 @@ import (
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -127,5 +130,53 @@ func TestStartOnAFullDisk(t *testing.T) {
 	write(t, s, small().window(t, clock, "cart", 5))
 	if s.Stats().CorruptFiles != 0 {
 		t.Error("the file of the failed start was taken for a corrupt one")
+	}
+}
+
+// A user without any rights reads what the modes allow, with and without an agent, and is told what to do where they do not.
+func TestOtherUserReads(t *testing.T) {
+	dir, err := os.MkdirTemp("", "stoker-store-") // t.TempDir is closed to other users
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	self, err := os.ReadFile(os.Args[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	bin, path := filepath.Join(dir, "reader"), filepath.Join(dir, "profiles.db")
+	if err := errors.Join(os.WriteFile(bin, self, 0o755), os.Chmod(dir, 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	read := func() string {
+		t.Helper()
+		cmd := exec.Command(bin)
+		cmd.Env = []string{"STOKER_TEST_READER=" + path}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		out, err := cmd.CombinedOutput()
+		if _, ok := errors.AsType[*exec.ExitError](err); err != nil && !ok {
+			t.Fatal(err)
+		}
+		return string(out)
+	}
+	clock := newClock()
+	s := open(t, clock, func(c *Config) { c.Path = path })
+	write(t, s, small().window(t, clock, "cart", 5))
+	if got := read(); !strings.Contains(got, "permission denied") || !strings.Contains(got, "run as root") {
+		t.Errorf("not for others: %q", got)
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Chmod(path+suffix, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := read(); got != "1 profiles\n" {
+		t.Errorf("with an agent: %q", got)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(); got != "1 profiles\n" {
+		t.Errorf("without an agent: %q", got)
 	}
 }

@@ -51,7 +51,10 @@ func isCorrupt(err error) bool {
 	return c == sqlite3.SQLITE_CORRUPT || c == sqlite3.SQLITE_NOTADB || errors.Is(err, ErrCorrupt)
 }
 
-func isCantOpen(err error) bool { return code(err) == sqlite3.SQLITE_CANTOPEN }
+// isUnwritable says that SQLite would have to create or write something beside the file and cannot.
+func isUnwritable(err error) bool {
+	return code(err) == sqlite3.SQLITE_CANTOPEN || code(err) == sqlite3.SQLITE_READONLY
+}
 
 // kind names the class of a failed write for the metric.
 func kind(err error) string {
@@ -83,7 +86,7 @@ func remedy(err error) error {
 		return fmt.Errorf("%w: the file system is mounted read-only: set store.path to one that can be written", err)
 	case kind(err) == "permission":
 		return fmt.Errorf("%w: run as root, or make the file, its -wal and -shm and their directory accessible to this user", err)
-	case isCantOpen(err):
+	case isUnwritable(err):
 		return fmt.Errorf("%w: it needs to be a regular file in a directory that this user can write to", err)
 	case code(err) == sqlite3.SQLITE_BUSY:
 		return fmt.Errorf("%w: another program holds a lock on the file: end it (fuser shows which)", err)
@@ -96,7 +99,7 @@ func remedy(err error) error {
 func lockFile(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o640)
 	if err != nil {
-		return nil, remedy(err)
+		return nil, err
 	}
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		defer f.Close()

@@ -20,6 +20,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/url"
 	"os"
@@ -28,6 +29,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stoker-profiler/stoker/sink"
 )
@@ -196,8 +199,9 @@ func OpenReadOnly(path string) (*Store, error) {
 	}
 	s.readOnly = true
 	s.stop = func() {}
-	if _, err := os.Stat(s.cfg.Path); err != nil {
-		return nil, fmt.Errorf("open store: %w", remedy(err))
+	// Asked rather than tried: closing a descriptor of the file would drop the locks of a store in this process.
+	if err := unix.Faccessat(unix.AT_FDCWD, s.cfg.Path, unix.R_OK, unix.AT_EACCESS); err != nil {
+		return nil, fmt.Errorf("open store: %w", remedy(&fs.PathError{Op: "read", Path: s.cfg.Path, Err: err}))
 	}
 	// Without an agent there is no -wal, and where the directory cannot be written SQLite cannot make one: then nobody
 	// else can write either, and the file may be read as it is.
@@ -210,7 +214,7 @@ func OpenReadOnly(path string) (*Store, error) {
 			}
 			s.db.r.Close()
 		}
-		if _, statErr := os.Stat(s.cfg.Path + "-wal"); statErr == nil || !isCantOpen(err) {
+		if _, statErr := os.Stat(s.cfg.Path + "-wal"); statErr == nil || !isUnwritable(err) {
 			break
 		}
 	}
