@@ -120,6 +120,10 @@ func Open(cfg Config) (_ *Sampler, err error) {
 			s.Close()
 		}
 	}()
+	if release := kernelRelease(); mayFreeze(release) {
+		cfg.Log.Warn("this kernel may freeze when user stacks are read; update to 6.4 or newer, or to a release of your distribution "+
+			"with commit d319f344561d", "release", release)
+	}
 	spec, err := loadBpf()
 	if err != nil {
 		return nil, fmt.Errorf("read the sampler's BPF object: %w", err)

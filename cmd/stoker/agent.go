@@ -170,10 +170,12 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 		return err
 	}
 	for i, u := range a.uploaders {
-		servers.Go(func() error { return ended(serving, a.store.Deliver(serving, u, deliverConfig(cfg.Pyroscope[i]))) })
+		a.background(serving, &servers, "deliveries to "+u.Name(), func() error {
+			return a.store.Deliver(serving, u, deliverConfig(cfg.Pyroscope[i]))
+		})
 	}
-	servers.Go(func() error { a.writer.run(serving); return nil })
-	servers.Go(func() error { a.watchReload(ctx, reload); return nil })
+	a.background(serving, &servers, "writing to the store", func() error { a.writer.run(serving); return nil })
+	a.background(serving, &servers, "reloading", func() error { a.watchReload(ctx, reload); return nil })
 
 	if err := trimMemory(); err != nil {
 		log.Debug("memory of the start is kept", "err", err)
@@ -188,6 +190,8 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 
 // sample runs sources, sampler and pipeline until ctx ends and the last window has gone through.
 func (a *agent) sample(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	sources, ctx := errgroup.WithContext(ctx)
 	for _, s := range a.sources {
 		sources.Go(func() error {
@@ -200,9 +204,22 @@ func (a *agent) sample(ctx context.Context) error {
 	done := make(chan struct{})
 	go func() { defer close(done); a.pipeline.run() }()
 	err := a.sampler.Run(ctx, a.cfg.Sampling.Window, a.pipeline)
+	cancel() // also when the sampler failed: an agent that samples nothing must end, not linger
 	a.pipeline.stop()
 	<-done
 	return errors.Join(err, sources.Wait())
+}
+
+// background runs a part beside the sampling. When one ends before it is told to, that is said at once: profiles are still
+// taken and kept, so the agent goes on.
+func (a *agent) background(ctx context.Context, g *errgroup.Group, what string, f func() error) {
+	g.Go(func() error {
+		err := ended(ctx, f())
+		if err != nil {
+			a.log.Error("a part of stoker has stopped; restart stoker to have it back", "part", what, "err", err)
+		}
+		return err
+	})
 }
 
 // ended turns the error of a context that was cancelled on purpose into nil.
@@ -237,7 +254,7 @@ func (a *agent) serve(ctx context.Context, servers *errgroup.Group) error {
 		if err != nil {
 			return errors.Join(err, l.Close())
 		}
-		servers.Go(func() error { return web.Serve(ctx, l, h, a.log) })
+		a.background(ctx, servers, "serving on "+addr, func() error { return web.Serve(ctx, l, h, a.log) })
 		return nil
 	}
 	if err := open("unix:"+a.cfg.Socket, wc); err != nil {
@@ -250,8 +267,12 @@ func (a *agent) serve(ctx context.Context, servers *errgroup.Group) error {
 	return open(a.cfg.Web.Listen, wc)
 }
 
+// localWindow is the longest window of a command's own sampler: somebody waits for what it shows, and nothing is stored.
+const localWindow = 2 * time.Second
+
 // startLocal starts a sampler for one command, where no agent runs: the same parts, but nothing is kept or served.
 func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.Backend, func() error, error) {
+	cfg.Sampling.Window = min(cfg.Sampling.Window, localWindow)
 	a, err := newAgent(cfg, log, buildVersion())
 	if err != nil {
 		return nil, nil, err

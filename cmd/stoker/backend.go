@@ -127,7 +127,7 @@ func topContainer(w *containerWindow, seconds float64) web.TopContainer {
 const maxRecordingTime = time.Hour
 
 // Record implements [web.Backend]. It ends the open window when it begins and when it ends, so that the recording holds exactly
-// its own time.
+// its own time; in between, what it has grows with the agent's own windows.
 func (b backend) Record(ctx context.Context, r web.RecordRequest, progress func(web.RecordProgress)) (*profile.Profile, error) {
 	a := b.a
 	duration := time.Duration(r.Duration)
@@ -170,10 +170,6 @@ func (b backend) Record(ctx context.Context, r web.RecordRequest, progress func(
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-ticker.C:
-			// Short windows while somebody watches: the count of samples moves.
-			if err := a.sampler.Flush(ctx); err != nil {
-				return nil, err
-			}
 			progress(rec.progress(time.Since(start), duration))
 		case <-end.C:
 			running = false

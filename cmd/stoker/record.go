@@ -91,8 +91,11 @@ Asks the agent. Without one, or with --own-sampler, it samples by itself, as roo
 		defer func() { err = cmp.Or(err, agent.close()) }()
 		p, err := agent.Record(cmd.Context(), request, func(p web.RecordProgress) {
 			elapsed, total := time.Duration(p.Elapsed), time.Duration(p.Duration)
-			line.set("%s %s of %s  %d samples in %d containers", bar(elapsed, total, 20), elapsed.Round(time.Second), total.Round(time.Second),
-				p.Samples, p.Containers)
+			soFar := ""
+			if p.Samples > 0 { // known with each window that ends
+				soFar = fmt.Sprintf("  %d samples in %d containers", p.Samples, p.Containers)
+			}
+			line.set("%s %s of %s%s", bar(elapsed, total, 20), elapsed.Round(time.Second), total.Round(time.Second), soFar)
 		})
 		if err != nil {
 			return err

@@ -75,9 +75,9 @@ type pipelineStats struct {
 	heldWindows                                                                             atomic.Int64
 }
 
-// pipelineQueue is how many messages of the sampler may wait: a burst of new stacks while a large ELF file is parsed. When it is
-// full the sampler waits, its ring fills, and new stacks are counted as undelivered.
-const pipelineQueue = 8192
+// pipelineQueue is how many messages of the sampler may wait: a burst of new stacks while a large ELF file is parsed. The largest
+// has 9 kB, the usual one half of one. When it is full the sampler waits, its ring fills, and new stacks are counted as undelivered.
+const pipelineQueue = 1024
 
 // newPipeline makes a pipeline that keeps nothing until write is set.
 func newPipeline(s *unwind.Symbolizer, r *registry.Registry, l func() *labeler.Labeler, period int64, log *slog.Logger) *pipeline {
