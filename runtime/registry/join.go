@@ -55,13 +55,13 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 		case e.Inferred:
 			r.stats.conflicts++
 			return
-		case before(c, live):
+		case before(&e, live):
 			r.stats.stale++
 			return
 		}
 		r.bury(live, e.At)
 		rec = r.inherit(live, e.At)
-	case gone != nil && (before(c, gone) || c.CgroupID == 0 && (c.PID == 0 || c.PID == gone.c.PID)):
+	case gone != nil && (before(&e, gone) || c.CgroupID == 0 && (c.PID == 0 || c.PID == gone.c.PID)):
 		rec = gone // something more about a container that has ended
 		if c.CgroupID != 0 {
 			r.stats.stale++ // and about an older run of it
@@ -76,12 +76,25 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 }
 
 // before reports whether what is told about happened before a record's run.
-func before(c *container.Container, rec *record) bool {
-	at := c.TaskCreatedAt
+func before(e *container.Event, rec *record) bool {
+	at := e.Container.TaskCreatedAt
 	if at.IsZero() {
-		at = c.StartedAt
+		at = e.Container.StartedAt
 	}
-	return !at.IsZero() && at.Before(rec.since)
+	if at.IsZero() {
+		at = e.At // no later than this
+	}
+	return at.Before(rec.since)
+}
+
+// seenAfter reports whether another source said that the run goes on after the time of an event.
+func (rec *record) seenAfter(e *container.Event) bool {
+	for name, w := range rec.told {
+		if name != e.Source && w.vouches && w.at.After(e.At) {
+			return true
+		}
+	}
+	return false
 }
 
 // candidates finds the records that an id may mean: the one that lives, and the newest that is gone. Where several containers
@@ -190,8 +203,11 @@ func (r *Registry) hear(rec *record, e container.Event, round uint64) {
 	if id := rec.c.CgroupID; id != 0 && rec.shares == nil {
 		r.byCgroup[id] = rec
 	}
-	if !rec.c.TaskCreatedAt.IsZero() {
+	switch {
+	case !rec.c.TaskCreatedAt.IsZero():
 		rec.since = rec.c.TaskCreatedAt
+	case e.Container.CgroupID != 0: // who names the run knows that it ran then
+		rec.since = earlier(rec.since, e.At)
 	}
 	r.decide(rec)
 	r.stats.inScope(rec)
@@ -298,7 +314,7 @@ func (r *Registry) end(e container.Event) {
 		}
 	case rec != nil:
 	case live != nil && (c.CgroupID == 0 || live.c.CgroupID == 0):
-		if c.PID != 0 && live.c.PID != 0 && c.PID != live.c.PID || e.At.Before(live.since) {
+		if c.PID != 0 && live.c.PID != 0 && c.PID != live.c.PID || e.At.Before(live.since) || live.seenAfter(&e) {
 			r.stats.stale++ // an earlier run of it
 			return
 		}

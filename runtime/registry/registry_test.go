@@ -608,66 +608,107 @@ func TestWaitSynced(t *testing.T) {
 	}
 }
 
+// life is a history of containers that start and end, and what two sources say about it, each in its own order.
+type life struct {
+	rnd     *rand.Rand
+	at      time.Time
+	running map[uint64]string // cgroup → container id
+	since   map[uint64]time.Time
+	runs    map[uint64]bool
+	said    map[string][]container.Event // by source
+
+	knowsCgroups bool // else the second source is one like Docker's API, which knows ids only
+	secondInfers bool // it is one like the cgroup scan
+	forgetful    bool // events get lost; each source ends with a list of what runs
+}
+
+func newLife(rnd *rand.Rand, forgetful bool) *life {
+	l := &life{rnd: rnd, at: epoch, running: map[uint64]string{}, since: map[uint64]time.Time{}, runs: map[uint64]bool{}, said: map[string][]container.Event{}, forgetful: forgetful}
+	l.knowsCgroups = rnd.IntN(2) == 0
+	l.secondInfers = l.knowsCgroups && rnd.IntN(2) == 0
+	containers := 1 + rnd.IntN(3)
+	for range 1 + rnd.IntN(7) {
+		n := rnd.IntN(containers)
+		id := fmt.Sprintf("%064x", n)
+		if n == 2 {
+			id = "free-name"
+		}
+		l.step(id)
+		for _, source := range []string{"a", "b"} {
+			if rnd.IntN(4) == 0 {
+				l.list(source)
+			}
+		}
+	}
+	if forgetful {
+		l.list("a")
+		l.list("b")
+	}
+	return l
+}
+
+// step has a container start, or end.
+func (l *life) step(id string) {
+	l.at = l.at.Add(time.Second)
+	cgroup, typ := uint64(0), container.Gone
+	for cg, x := range l.running {
+		if x == id {
+			cgroup = cg
+		}
+	}
+	if cgroup == 0 {
+		cgroup, typ = uint64(len(l.runs)+1), container.Upsert
+		l.running[cgroup], l.runs[cgroup], l.since[cgroup] = id, true, l.at
+	} else {
+		delete(l.running, cgroup)
+	}
+	for _, source := range []string{"a", "b"} {
+		for range 1 + l.rnd.IntN(5)/4 { // now and then said twice
+			if l.forgetful && l.rnd.IntN(3) == 0 {
+				continue
+			}
+			l.say(source, typ, id, cgroup, typ == container.Upsert)
+		}
+	}
+}
+
+// list has a source tell all that runs.
+func (l *life) list(source string) {
+	l.at = l.at.Add(time.Second)
+	l.say(source, container.Syncing, "", 0, false)
+	for cg, id := range l.running {
+		l.say(source, container.Upsert, id, cg, false) // a list does not say since when
+	}
+	l.say(source, container.Synced, "", 0, false)
+}
+
+func (l *life) say(source string, typ container.EventType, id string, cgroup uint64, witnessed bool) {
+	e := container.Event{Type: typ, Source: source, At: l.at.Add(time.Duration(l.rnd.IntN(900)) * time.Millisecond)}
+	if id != "" {
+		e.Container = container.Container{ID: id, Runtime: "docker", CgroupID: cgroup}
+	}
+	if source == "a" && id != "" {
+		e.Container.PID, e.Container.Namespace = int(cgroup)*10, "moby"
+		if witnessed {
+			e.Container.TaskCreatedAt = l.since[cgroup]
+		}
+	}
+	if source == "b" {
+		e.Inferred, e.Complete = l.secondInfers, typ == container.Upsert && !l.secondInfers
+		if !l.knowsCgroups {
+			e.Container.CgroupID = 0
+		}
+	}
+	l.said[source] = append(l.said[source], e)
+}
+
 // Whatever the interleaving of two sources that each tell the truth in order, there is one record per run, and exactly the
 // cgroups of the containers that run are in scope.
 func TestAnyOrderOfTwoSourcesEndsTheSame(t *testing.T) {
-	for seed := range uint64(3000) {
+	for seed := range uint64(6000) {
 		rnd := rand.New(rand.NewPCG(seed, 7))
-		type told struct {
-			e container.Event
-		}
-		var a, b []told
-		want := map[uint64]string{} // cgroup → id, of what runs in the end
-		runs := map[uint64]bool{}
-		at := epoch
-		cgroup := uint64(0)
-		knowsCgroups := rnd.IntN(2) == 0 // else the second source is one like Docker's API, which knows ids only
-		secondInfers := knowsCgroups && rnd.IntN(2) == 0
-		containers := 1 + rnd.IntN(3)
-		for range 1 + rnd.IntN(6) {
-			n := rnd.IntN(containers)
-			id := fmt.Sprintf("%064x", n)
-			if n == 2 {
-				id = "free-name"
-			}
-			// One step in the life of a container: it starts, or it ends.
-			at = at.Add(time.Second)
-			running := uint64(0)
-			for cg, x := range want {
-				if x == id {
-					running = cg
-				}
-			}
-			event := func(typ container.EventType, cg uint64, source string) container.Event {
-				e := container.Event{Type: typ, Source: source, At: at.Add(time.Duration(rnd.IntN(900)) * time.Millisecond), Complete: source == "b" && typ == container.Upsert,
-					Container: container.Container{ID: id, Runtime: "docker", CgroupID: cg}}
-				if source == "a" {
-					e.Container.PID = int(cg) * 10
-					e.Container.Namespace = "moby"
-					if typ == container.Upsert {
-						e.Container.TaskCreatedAt = at
-					}
-				}
-				if source == "b" && !knowsCgroups {
-					e.Container.CgroupID = 0
-				}
-				if source == "b" && secondInfers {
-					e.Inferred, e.Complete = true, false
-				}
-				return e
-			}
-			if running == 0 {
-				cgroup++
-				want[cgroup], runs[cgroup] = id, true
-				a, b = append(a, told{event(container.Upsert, cgroup, "a")}), append(b, told{event(container.Upsert, cgroup, "b")})
-				if rnd.IntN(3) == 0 { // said twice
-					a = append(a, a[len(a)-1])
-				}
-			} else {
-				delete(want, running)
-				a, b = append(a, told{event(container.Gone, running, "a")}), append(b, told{event(container.Gone, running, "b")})
-			}
-		}
+		l := newLife(rnd, seed%2 == 1)
+		a, b := l.said["a"], l.said["b"]
 		bench := newBench(t, Config{})
 		var order []string
 		for len(a)+len(b) > 0 {
@@ -675,9 +716,9 @@ func TestAnyOrderOfTwoSourcesEndsTheSame(t *testing.T) {
 			if len(a) == 0 || len(b) > 0 && rnd.IntN(2) == 0 {
 				from = &b
 			}
-			e := (*from)[0].e
+			e := (*from)[0]
 			*from = (*from)[1:]
-			order = append(order, fmt.Sprintf("%s %s %.4s cgroup %d", e.Source, e.Type, e.Container.ID[60*len(e.Container.ID)/64:], e.Container.CgroupID))
+			order = append(order, fmt.Sprintf("%s %v %s cgroup %d at %v", e.Source, e.Type, strings.TrimLeft(e.Container.ID, "0"), e.Container.CgroupID, e.At.Sub(epoch)))
 			bench.Apply(e)
 		}
 		got := map[uint64]string{}
@@ -690,15 +731,16 @@ func TestAnyOrderOfTwoSourcesEndsTheSame(t *testing.T) {
 				seen[rec.CgroupID]++
 			}
 		}
-		bad := len(got) != len(want) || len(bench.k.scopes) != len(want)
-		for cg, id := range want {
+		bad := len(got) != len(l.running) || len(bench.k.scopes) != len(l.running)
+		for cg, id := range l.running {
 			bad = bad || got[cg] != id || bench.k.id(cg) == 0
 		}
 		for cg, n := range seen {
-			bad = bad || n != 1 || !runs[cg]
+			bad = bad || n != 1 || !l.runs[cg]
 		}
 		if bad {
-			t.Fatalf("seed %d: %v run, the registry has %v, in scope %v, records per cgroup %v, after\n%s", seed, want, got, bench.k.scopes, seen, strings.Join(order, "\n"))
+			t.Fatalf("seed %d: %v run, the registry has %v, in scope %v, records per cgroup %v; second source knows cgroups %t, infers %t; after\n%s",
+				seed, l.running, got, bench.k.scopes, seen, l.knowsCgroups, l.secondInfers, strings.Join(order, "\n"))
 		}
 	}
 }
