@@ -67,6 +67,7 @@ type ScannerStats struct {
 var (
 	_ container.Source         = (*Scanner)(nil)
 	_ container.StatusReporter = (*Scanner)(nil)
+	_ container.CountReporter  = (*Scanner)(nil)
 )
 
 // NewScanner returns a Scanner of a hierarchy. A nil log discards.
@@ -103,6 +104,12 @@ func (s *Scanner) setStatus(connected bool, err error) {
 func (s *Scanner) Stats() ScannerStats {
 	return ScannerStats{Watches: s.watches.Load(), Unwatched: s.unwatched.Load(), Overflows: s.overflows.Load(),
 		Rescans: s.rescans.Load(), Dropped: s.dropped.Load()}
+}
+
+// Counts implements [container.CountReporter].
+func (s *Scanner) Counts() map[string]uint64 {
+	st := s.Stats()
+	return map[string]uint64{"overflow": uint64(st.Overflows), "rescan": uint64(st.Rescans), "dropped": uint64(st.Dropped)}
 }
 
 // found is a container that was told.

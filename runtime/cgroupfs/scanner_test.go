@@ -254,7 +254,7 @@ func TestOverflowIsARescan(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.wait(t, "upsert "+id64)
-	if s.Stats().Overflows != 1 {
+	if s.Stats().Overflows != 1 || s.Counts()["overflow"] != 1 {
 		t.Errorf("stats %+v, want one overflow", s.Stats())
 	}
 }

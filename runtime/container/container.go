@@ -131,3 +131,7 @@ type Status struct {
 
 // StatusReporter is implemented by sources that can lose a connection.
 type StatusReporter interface{ Status() Status }
+
+// CountReporter is implemented by sources that count what they had to decide or could not do. Names are those of the metric's
+// label "case"; counts only grow.
+type CountReporter interface{ Counts() map[string]uint64 }

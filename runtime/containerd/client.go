@@ -95,6 +95,7 @@ type Stats struct {
 var (
 	_ container.Source         = (*Client)(nil)
 	_ container.StatusReporter = (*Client)(nil)
+	_ container.CountReporter  = (*Client)(nil)
 )
 
 // NewClient returns a source that follows the containerd behind a socket. A nil log discards.
@@ -123,6 +124,15 @@ func (c *Client) Stats() Stats {
 	return Stats{
 		Connects: c.n.connects.Load(), Events: c.n.events.Load(), Overflows: c.n.overflows.Load(), Malformed: c.n.malformed.Load(), Lists: c.n.lists.Load(),
 		ListErrors: c.n.listErrors.Load(), DescribeErrors: c.n.describeErrors.Load(), Unlocated: c.n.unlocated.Load(), Late: c.n.late.Load(),
+	}
+}
+
+// Counts implements [container.CountReporter].
+func (c *Client) Counts() map[string]uint64 {
+	s := c.Stats()
+	return map[string]uint64{
+		"connect": s.Connects, "event": s.Events, "overflow": s.Overflows, "malformed": s.Malformed, "list": s.Lists, "list_failed": s.ListErrors,
+		"describe_failed": s.DescribeErrors, "cgroup_not_found": s.Unlocated, "described_late": s.Late,
 	}
 }
 

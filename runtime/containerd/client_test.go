@@ -523,6 +523,9 @@ func TestTheUsualPlaces(t *testing.T) {
 	g.start()
 	b.state("k8s.io", "web", registry.Profiled)
 	eventually(t, "the one that is there counts", func() bool { return u.Status().Connected })
+	if n := u.Counts(); n["connect"] != 1 || n["list"] == 0 {
+		t.Errorf("counts %v", n)
+	}
 	f.start()
 	f.run("default", "web", 10)
 	b.state("default", "web", registry.Profiled)

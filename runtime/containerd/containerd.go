@@ -80,6 +80,7 @@ type Usual struct {
 var (
 	_ container.Source         = (*Usual)(nil)
 	_ container.StatusReporter = (*Usual)(nil)
+	_ container.CountReporter  = (*Usual)(nil)
 )
 
 func newUsual(places []place, cfg Config) *Usual {
@@ -150,6 +151,17 @@ func (u *Usual) Status() container.Status {
 	}
 	return container.Status{Since: newest, Err: "no containerd is at any of the usual places (" + strings.Join(looked, ", ") +
 		"); set runtimes.containerd.address to its socket, or to off where there is none"}
+}
+
+// Counts implements [container.CountReporter]: the sums over all places.
+func (u *Usual) Counts() map[string]uint64 {
+	sum := map[string]uint64{}
+	for _, c := range u.clients {
+		for name, n := range c.Counts() {
+			sum[name] += n
+		}
+	}
+	return sum
 }
 
 // Clients returns the clients of all places, for their statistics.

@@ -285,6 +285,73 @@ func TestRealSocketThatIsNotOurs(t *testing.T) {
 	}
 }
 
+// With the scan of the cgroup tree beside it, each run of a container is one record, whoever was first.
+func TestRealContainersOfTwoSourcesAreOneRecord(t *testing.T) {
+	d, b := private(t)
+	h, err := cgroupfs.Detect()
+	must(t, err)
+	start(t, cgroupfs.NewScanner(h, nil), b.emit)
+	b.run()
+	b.synced()
+	if !b.WaitSynced(t.Context(), 2, time.Minute) {
+		t.Fatal("the sources do not sync")
+	}
+	// ctr's own layout, where the scan knows them; ids that nobody else on the machine has.
+	prefix := fmt.Sprintf("stoker-test-%d-", os.Getpid())
+	var wg sync.WaitGroup
+	const n = 12
+	for i := range n {
+		wg.Go(func() {
+			id := fmt.Sprint(prefix, i)
+			c, err := d.Run(t.Context(), containerdtest.Spec{ID: id, Image: image, CgroupsPath: "/default/" + id, Args: []string{"/bin/sleep", "1000"}})
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			if i%2 == 0 {
+				if err := c.Restart(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+			if i%3 == 0 {
+				if err := c.Delete(t.Context()); err != nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	runs := func() (all, live int) {
+		seen := map[uint64]bool{}
+		for _, rec := range b.List() {
+			if !strings.HasPrefix(rec.ID, prefix) {
+				continue
+			}
+			if seen[rec.CgroupID] || rec.CgroupID == 0 {
+				t.Fatalf("two records of one run, or one without a cgroup: %+v", rec)
+			}
+			seen[rec.CgroupID] = true
+			all++
+			if rec.State != registry.Gone {
+				live++
+			}
+		}
+		return all, live
+	}
+	eventually(t, "all runs are known and the deleted ones are gone", func() bool { all, live := runs(); return all == n+n/2 && live == n-n/3 })
+	both := 0
+	for _, rec := range b.List() {
+		if strings.HasPrefix(rec.ID, prefix) && len(rec.Sources) == 2 {
+			both++
+		}
+	}
+	s := b.Stats()
+	if both == 0 {
+		t.Error("no record has both sources")
+	}
+	t.Logf("of %d runs %d were told by both sources; %d in scope before their start, %d after; conflicts %d", n+n/2, both, s.Early, s.Late, s.Conflicts)
+}
+
 // How soon containers are in scope: of many starts, one after the other, the time from the making of the first process, and
 // whether it is before the user's code runs. Reported, not asserted, but for what must be: nobody is lost.
 func TestRealStartsAreInScopeBeforeTheyRun(t *testing.T) {
