@@ -11,12 +11,38 @@ import (
 	"testing"
 )
 
-// The real tree: a cgroup is told before it has a process, its id is the inode, and rmdir is noticed.
+// The real trees: a cgroup is told before it has a process, its id is the inode, and rmdir is noticed. On a hybrid machine
+// the v1 tree is tried too.
 func TestScannerOnTheRealTree(t *testing.T) {
 	h, err := Detect()
 	if err != nil {
 		t.Fatal(err)
 	}
+	f, err := os.Open("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	v2, v1, err := parseMountinfo(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	trees := []Hierarchy{h}
+	if v2 != "" && v2 != h.Mount {
+		trees = append(trees, Hierarchy{Mount: v2})
+	}
+	for controller, mount := range v1 {
+		if mount != h.Mount {
+			trees = append(trees, Hierarchy{Mount: mount, Controller: controller})
+			break
+		}
+	}
+	for _, tree := range trees {
+		t.Run(tree.String(), func(t *testing.T) { realTree(t, tree) })
+	}
+}
+
+func realTree(t *testing.T, h Hierarchy) {
 	parent := filepath.Join(h.Mount, fmt.Sprintf("stoker-test-scanner-%d", os.Getpid()))
 	dir := filepath.Join(parent, "docker", id64)
 	t.Cleanup(func() {
