@@ -42,7 +42,7 @@ type tier struct {
 var (
 	// tiers: a day of 20 containers in 10 s windows of 5 to 20 kB is 2 GB as written. In windows of five minutes it is a
 	// tenth of that, in hours a fortieth.
-	tiers = []tier{{level: 2, after: 10 * time.Minute, width: 5 * time.Minute}, {level: 3, after: 3 * time.Hour, width: time.Hour}}
+	tiers = []tier{{level: 2, after: 10 * time.Minute, width: 5 * time.Minute}, {level: 3, after: 6 * time.Hour, width: time.Hour}}
 	// backlogTier joins when more deliveries wait than backlogRows: a push takes half a second whatever its size.
 	backlogTier = tier{level: 1, after: 20 * time.Second, width: time.Minute, pending: true}
 )
@@ -239,7 +239,7 @@ func (s *Store) mergeRun(ctx context.Context, t tier, sl slot, group []candidate
 }
 
 // chunkRaw is how much of uncompressed pprof is parsed at once: parsed profiles take several times that in memory.
-const chunkRaw = 512 << 10
+const chunkRaw = 256 << 10
 
 // part is a row with its parsed pprof.
 type part struct {

@@ -66,7 +66,7 @@ func TestOldWindowsAreMergedExactly(t *testing.T) {
 	if again := selected(t, s, Query{}); len(again) != len(after) {
 		t.Errorf("a second maintenance merged again: %d rows, there were %d", len(again), len(after))
 	}
-	clock.pass(6 * time.Hour)
+	clock.pass(12 * time.Hour)
 	maintain(t, s)
 	last := selected(t, s, Query{})
 	if len(last) > 4 || !maps.Equal(stacks(t, last), want) {
@@ -160,7 +160,7 @@ func TestMergedProfilesStayWithinAServersLimits(t *testing.T) {
 		write(t, s, p)
 		clock.pass(10 * time.Second)
 	}
-	clock.pass(5 * time.Hour)
+	clock.pass(9 * time.Hour)
 	maintain(t, s)
 	rows := selected(t, s, Query{})
 	if len(rows) < 2 || len(rows) > 12 || sum(rows) != total {
