@@ -33,7 +33,7 @@ const (
 	callTimeout = 2 * time.Second
 	// listTimeout bounds the lists of one namespace: containerd asks the shim of each task for its state.
 	listTimeout = 10 * time.Second
-	// maxMessage bounds what one answer may hold: specs of about a thousand containers.
+	// maxMessage bounds what one answer may hold: the tasks of a namespace, or one record with its spec.
 	maxMessage = 16 << 20
 	// queueLength is how many events may wait while we are busy. A thousand containers that start at once make about four
 	// thousand; beyond that we list, which costs less than keeping up.

@@ -346,8 +346,16 @@ func TestAProcessThatMovedDownIsStillInItsContainersCgroup(t *testing.T) {
 	want := f.process(10, "/default/init")
 	f.process(10, "/default/init/init.scope")
 	f.running[key{"default", "init"}] = &task.Process{ID: "init", Pid: 10, Status: task.Status_RUNNING}
+	// The same where only the record says which cgroup is the container's own.
+	f.record("default", &containers.Container{ID: "systemd", Spec: specOf(t, "/batch/one", nil)})
+	own := f.process(11, "/batch/one")
+	f.process(11, "/batch/one/system.slice/x.service")
+	f.running[key{"default", "systemd"}] = &task.Process{ID: "systemd", Pid: 11, Status: task.Status_RUNNING}
 	b.run()
 	b.synced()
+	if rec := b.state("default", "systemd", registry.Profiled); rec.CgroupID != own || rec.CgroupPath != "/batch/one" {
+		t.Errorf("record %+v", rec)
+	}
 	if rec := b.state("default", "init", registry.Profiled); rec.CgroupID != want || rec.CgroupPath != "/default/init" {
 		t.Errorf("record %+v", rec)
 	}
@@ -487,6 +495,24 @@ func TestAContainerdThatHangsLaterIsNoticed(t *testing.T) {
 	f.mu.Unlock()
 	close(release)
 	b.synced()
+}
+
+// What changes between two lists, or with an event, is told.
+func TestLabelsThatChangeAreTold(t *testing.T) {
+	f, b := started(t)
+	b.client.times.listEvery = 20 * time.Millisecond
+	f.run("default", "web", 10)
+	b.run()
+	b.synced()
+	first := b.state("default", "web", registry.Profiled)
+	f.record("default", &containers.Container{ID: "web", Image: "img:web", Labels: map[string]string{"team": "red"}, Spec: specOf(t, "/default/web", nil)})
+	eventually(t, "the next list tells it", func() bool { rec, _ := b.find("default", "web"); return rec.Labels["team"] == "red" })
+	f.record("default", &containers.Container{ID: "web", Image: "img:2", Spec: specOf(t, "/default/web", nil)})
+	f.publish("default", "/containers/update", &events.ContainerUpdate{ID: "web", Image: "img:2"})
+	eventually(t, "the event tells it", func() bool { rec, _ := b.find("default", "web"); return rec.Image == "img:2" && len(rec.Labels) == 0 })
+	if rec, _ := b.find("default", "web"); rec.ScopeID != first.ScopeID || rec.CreatedAt.IsZero() {
+		t.Errorf("record %+v, want the same scope as %d", rec, first.ScopeID)
+	}
 }
 
 func TestSources(t *testing.T) {

@@ -41,6 +41,7 @@ type description struct {
 	c           container.Container
 	cgroupsPath string // as in the spec: "/ns/id", or "slice:prefix:id"
 	sandbox     string // id of the record of its pod, if it is in one
+	updatedAt   time.Time
 }
 
 // pod is what the record of a sandbox says about the pod.
@@ -54,6 +55,9 @@ func describe(namespace string, r *containers.Container) (description, error) {
 		Env: map[string]string{}, CreatedAt: r.GetCreatedAt().AsTime(),
 	}}
 	c := &d.c
+	if r.GetUpdatedAt() != nil {
+		d.updatedAt = r.GetUpdatedAt().AsTime()
+	}
 	if r.GetCreatedAt() == nil {
 		c.CreatedAt = time.Time{}
 	}

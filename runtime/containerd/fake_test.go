@@ -225,7 +225,7 @@ func (f *fake) create(namespace, id string, labels map[string]string) {
 func (f *fake) record(namespace string, r *containers.Container) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	r.CreatedAt = timestamppb.Now()
+	r.CreatedAt, r.UpdatedAt = timestamppb.Now(), timestamppb.Now()
 	f.records[key{namespace, r.GetID()}] = r
 }
 
@@ -288,16 +288,21 @@ func (c fakeContainers) Get(ctx context.Context, r *containers.GetContainerReque
 	return &containers.GetContainerResponse{Container: record}, nil
 }
 
-func (c fakeContainers) List(ctx context.Context, _ *containers.ListContainersRequest) (*containers.ListContainersResponse, error) {
+func (c fakeContainers) ListStream(_ *containers.ListContainersRequest, s containers.Containers_ListStreamServer) error {
 	c.f.mu.Lock()
-	defer c.f.mu.Unlock()
-	out := &containers.ListContainersResponse{}
+	var all []*containers.Container
 	for k, r := range c.f.records {
-		if k.namespace == namespaceOf(ctx) {
-			out.Containers = append(out.Containers, r)
+		if k.namespace == namespaceOf(s.Context()) {
+			all = append(all, r)
 		}
 	}
-	return out, nil
+	c.f.mu.Unlock()
+	for _, r := range all {
+		if err := s.Send(&containers.ListContainerMessage{Container: r}); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (c fakeTasks) List(ctx context.Context, _ *tasks.ListTasksRequest) (*tasks.ListTasksResponse, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"strings"
 	"sync"
@@ -462,12 +463,20 @@ func (t *table) listNamespace(ctx context.Context, a *api, namespace string, l *
 	if err != nil {
 		return fmt.Errorf("list tasks: %w", err)
 	}
-	records, err := a.containers.List(ctx, &containers.ListContainersRequest{})
+	// One record a message: all of them in one might be more than a message may hold.
+	records, err := a.containers.ListStream(ctx, &containers.ListContainersRequest{})
 	if err != nil {
 		return fmt.Errorf("list containers: %w", err)
 	}
-	for _, r := range records.GetContainers() {
-		l.records[key{namespace, r.GetID()}] = r
+	for {
+		m, err := records.Recv()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("list containers: %w", err)
+		}
+		l.records[key{namespace, m.GetContainer().GetID()}] = m.GetContainer()
 	}
 	for _, p := range running.GetTasks() {
 		switch p.GetStatus() {
@@ -495,12 +504,17 @@ func (t *table) compare(l listed) {
 		t.pods.put(k, of)
 	}
 	for k, r := range l.records {
-		d, err := describe(k.namespace, r)
-		t.complain(err)
+		e := t.entry(k)
+		d := e.d
+		if !e.described || !d.updatedAt.Equal(r.GetUpdatedAt().AsTime()) || d.updatedAt.IsZero() {
+			var err error
+			d, err = describe(k.namespace, r)
+			t.complain(err)
+		}
 		if of, ok := t.pods.get(key{k.namespace, d.sandbox}); ok && !d.c.Sandbox {
 			d.of(of)
 		}
-		e := t.entry(k)
+		e.d.cgroupsPath = d.cgroupsPath // its process may have moved below it
 		t.found(k, e, l.tasks[k])
 		t.describe(e, d)
 	}
