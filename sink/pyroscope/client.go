@@ -264,7 +264,7 @@ type collector struct{ c *Client }
 
 func (k collector) descs() (sends, bytes, seconds *prometheus.Desc) {
 	l := prometheus.Labels{"sink": k.c.cfg.Name}
-	return prometheus.NewDesc("stoker_sink_writes_total", "Pushes, by result: delivered, refused, uncertain, retry.", []string{"result"}, l),
+	return prometheus.NewDesc("stoker_sink_writes_total", "Profiles handed to a sink, by result.", []string{"result"}, l),
 		prometheus.NewDesc("stoker_sink_delivered_bytes_total", "Compressed bytes of the profiles that were delivered.", nil, l),
 		prometheus.NewDesc("stoker_sink_write_seconds_total", "Time spent in pushes; several are under way at once.", nil, l)
 }

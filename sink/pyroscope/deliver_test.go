@@ -229,3 +229,49 @@ func TestPacingStaysBelowTheServersRate(t *testing.T) {
 		t.Errorf("%d requests for 8 profiles: the server's rate was exceeded", server.Requests())
 	}
 }
+
+// Whatever a server does, the operator reads one clear line with the remedy, and nothing is lost from the store.
+func TestEachTroubleIsOneLineInTheLog(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		fault  pyroscopetest.Fault
+		remedy string
+	}{
+		{"400", pyroscopetest.Fault{Status: 400, Message: "profile has no sample type"}, "profile has no sample type"},
+		{"401", pyroscopetest.Fault{Status: 401, Bare: true}, "check pyroscope.basic_auth"},
+		{"401 of the server", pyroscopetest.Fault{Status: 401}, "set pyroscope.tenant_id"},
+		{"413", pyroscopetest.Fault{Status: 413, Bare: true}, "client_max_body_size"},
+		{"429", pyroscopetest.Fault{Status: 429}, "ingestion_rate_mb"},
+		{"500", pyroscopetest.Fault{Status: 500}, "see its log"},
+		{"503", pyroscopetest.Fault{Status: 503}, "overloaded"},
+		{"hangs", pyroscopetest.Fault{Hang: true}, "no answer came"},
+		{"closes", pyroscopetest.Fault{Close: true}, "no answer came"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			server := pyroscopetest.New(t, pyroscopetest.Options{})
+			server.Inject(c.fault, -1)
+			log := &logBuffer{}
+			s := openStore(t, log, "p")
+			fill(t, s, 5, 20*time.Second)
+			deliver(t, s, client(t, Config{URL: server.URL(), Name: "p", Timeout: 300 * time.Millisecond}), store.DeliverConfig{InFlight: 1})
+			for deadline := time.Now().Add(60 * time.Second); server.Requests() < 3 || !strings.Contains(log.String(), c.remedy); time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatalf("after %d requests the log does not say %q:\n%s", server.Requests(), c.remedy, log)
+				}
+			}
+			n := 0
+			for line := range strings.Lines(log.String()) {
+				if strings.Contains(line, "level=WARN") && !strings.Contains(line, "is not sent again") {
+					n++
+				}
+			}
+			if n != 1 {
+				t.Errorf("%d warnings, want one:\n%s", n, log)
+			}
+			if st := s.Stats(); st.Profiles != 5 {
+				t.Errorf("%d profiles in the store, want all 5", st.Profiles)
+			}
+		})
+	}
+}

@@ -40,8 +40,8 @@ type tier struct {
 }
 
 var (
-	// tiers: a day of 20 containers in 10 s windows of 5 to 20 kB is 2 GB as written. In windows of five minutes it is a
-	// tenth of that, in hours a fortieth.
+	// tiers: a day of 20 containers in 10 s windows of 15 kB is 2.5 GB as written. In windows of five minutes it is about a
+	// fifteenth of that, in hours a hundredth (BenchmarkOutageOfADay).
 	tiers = []tier{{level: 2, after: 10 * time.Minute, width: 5 * time.Minute}, {level: 3, after: 6 * time.Hour, width: time.Hour}}
 	// backlogTier joins when more deliveries wait than backlogRows: a push takes half a second whatever its size.
 	backlogTier = tier{level: 1, after: 20 * time.Second, width: time.Minute, pending: true}
