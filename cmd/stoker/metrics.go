@@ -42,7 +42,7 @@ var (
 	descMaps       = desc("kernel_map_bytes", "Kernel memory of the BPF maps.")
 	descHeld       = desc("windows_held", "Windows of containers that wait for their names.")
 	descProfiles   = desc("profiles_total", "Profiles built.")
-	descWritten    = desc("sink_writes_total", "Profiles written to the store, by result.", "sink", "result")
+	descWritten    = desc("sink_writes_total", "Profiles handed to a sink, by result.", "sink", "result")
 	descBuild      = desc("build_info", "Always 1.", "version")
 	descFileCache  = desc("symbol_cache_bytes", "Bytes of symbols held.")
 	descFiles      = desc("symbol_cache_files", "Files whose symbols are held.")

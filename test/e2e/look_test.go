@@ -139,6 +139,7 @@ func TestLooking(t *testing.T) {
 				t.Errorf("/metrics has no %s:\n%s", want, text)
 			}
 		}
+		wantDocumented(t, text)
 	})
 	b.kill(t)
 	a.stop(t)
@@ -146,6 +147,25 @@ func TestLooking(t *testing.T) {
 		b.wantLabels(t, p)
 		if p.End.After(start) && p.End.Sub(p.Start) > 2*a.opts.window {
 			t.Errorf("a profile from %s to %s, longer than two windows: record disturbed them", p.Start, p.End)
+		}
+	}
+}
+
+// wantDocumented checks that docs/metrics.md names every metric of ours on the page.
+func wantDocumented(t *testing.T, page []byte) {
+	t.Helper()
+	doc, err := os.ReadFile(filepath.Join("..", "..", "docs", "metrics.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range bytes.Lines(page) {
+		rest, ok := bytes.CutPrefix(line, []byte("# TYPE stoker_"))
+		if !ok {
+			continue
+		}
+		name, _, _ := bytes.Cut(rest, []byte(" "))
+		if !bytes.Contains(doc, append([]byte("`stoker_"), name...)) {
+			t.Errorf("docs/metrics.md does not explain stoker_%s", name)
 		}
 	}
 }

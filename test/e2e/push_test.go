@@ -38,6 +38,16 @@ func TestServerGetsWhatTheStoreHas(t *testing.T) {
 		}
 		return nil
 	})
+	metrics, err := a.get("/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantDocumented(t, metrics)
+	for _, want := range []string{"stoker_sink_delivered_bytes_total{", "stoker_store_delivery_results_total{"} {
+		if !strings.Contains(string(metrics), want) {
+			t.Errorf("/metrics does not say %s:\n%s", want, metrics)
+		}
+	}
 	server.Inject(pyroscopetest.Fault{Status: 503, Message: "away for a while"}, 20)
 	c.used(t, 4*time.Second)
 	c.kill(t)
