@@ -6,6 +6,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/stoker-profiler/stoker/runtime/container"
 )
 
 // newMetrics makes the page of /metrics: each part's counters, read when somebody asks. docs/metrics.md explains them.
@@ -46,6 +48,7 @@ var (
 	descBuild      = desc("build_info", "Always 1.", "version")
 	descFileCache  = desc("symbol_cache_bytes", "Bytes of symbols held.")
 	descFiles      = desc("symbol_cache_files", "Files whose symbols are held.")
+	descSource    = desc("source_cases_total", "What a source of containers had to decide or could not do.", "source", "case")
 	descFrames     = desc("frames_total", "Frames of new stacks, by how they were named.", "named")
 	descUnwinder   = desc("unwinder_total", "What an unwinder counts of its own.", "unwinder", "counter")
 	descStackBytes = desc("stacks_bytes", "Memory for stacks held, about.")
@@ -119,6 +122,14 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 			kind = prometheus.CounterValue
 		}
 		ch <- prometheus.MustNewConstMetric(prometheus.NewDesc(m.Name, m.Help, m.Labels, nil), kind, m.Value, m.Values...)
+	}
+
+	for _, s := range a.sources {
+		if c, ok := s.(container.CountReporter); ok {
+			for name, n := range c.Counts() {
+				counter(descSource, float64(n), s.Name(), name)
+			}
+		}
 	}
 
 	ss := a.symbolizer.Stats()

@@ -230,12 +230,19 @@ func parseProcCgroup(r io.Reader, controller string) (string, error) {
 	return "", fmt.Errorf("no line of controller %s: %w", controller, fs.ErrNotExist)
 }
 
-// Processes returns the processes in a cgroup and all below it. Those that come or go meanwhile may be missing. It fails
-// with [fs.ErrNotExist] when the cgroup is gone.
+// maxSubtree bounds the directories and processes that Processes looks at: a container that may make cgroups can make very many.
+const maxSubtree = 1000
+
+// Processes returns processes in a cgroup and below it: all of them, or about the first thousand of a very large tree. Those that
+// come or go meanwhile may be missing. It fails with [fs.ErrNotExist] when the cgroup is gone.
 func (h Hierarchy) Processes(path string) ([]int, error) {
 	var pids []int
 	root := h.Dir(path)
+	directories := 0
 	err := filepath.WalkDir(root, func(dir string, e fs.DirEntry, err error) error {
+		if directories > maxSubtree || len(pids) > maxSubtree {
+			return filepath.SkipAll
+		}
 		if err != nil {
 			if dir != root && errors.Is(err, fs.ErrNotExist) {
 				return nil
@@ -245,6 +252,7 @@ func (h Hierarchy) Processes(path string) ([]int, error) {
 		if !e.IsDir() {
 			return nil
 		}
+		directories++
 		b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
 			return nil // removed while we looked

@@ -2,6 +2,7 @@ package cgroupfs
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -158,6 +159,17 @@ func TestProcesses(t *testing.T) {
 	}
 	if _, err := h.Processes("/bad"); err == nil {
 		t.Error("a cgroup.procs that is not numbers was taken")
+	}
+}
+
+func TestProcessesOfAVeryLargeTreeAreBounded(t *testing.T) {
+	dir := t.TempDir()
+	for i := range maxSubtree + 200 {
+		write(t, dir, fmt.Sprintf("c/%d/cgroup.procs", i), fmt.Sprintln(i+1))
+	}
+	got, err := Hierarchy{Mount: dir}.Processes("/c")
+	if err != nil || len(got) < maxSubtree-10 || len(got) > maxSubtree+10 {
+		t.Errorf("got %d processes, %v, want about %d", len(got), err, maxSubtree)
 	}
 }
 
