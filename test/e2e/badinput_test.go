@@ -169,3 +169,42 @@ func pushingAgent(t *testing.T, url string) *agent {
 	a.stored(t, b.id, "later profile", func(p sink.Profile) bool { return p.Start.After(first) })
 	return a
 }
+
+// A store that cannot be opened at all is an error that names the file; nothing else would keep the profiles.
+func TestStoreThatCannotBe(t *testing.T) {
+	a := newAgent(t, options{})
+	if err := os.Mkdir(a.store, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	a.start(t)
+	if code := a.wait(t); code != 1 && code != 4 {
+		t.Errorf("exit code %d, want 1 or 4", code)
+	}
+	if !strings.Contains(a.log.String(), a.store) || strings.Contains(a.log.String(), "panic") {
+		t.Errorf("the message does not name the store:\n%s", a.log.String())
+	}
+}
+
+// A containerd socket that we may not use: as a user who is not root, with the capabilities and without the group.
+func TestContainerdSocketForbidden(t *testing.T) {
+	caps := "-all,+bpf,+perfmon,+sys_ptrace,+checkpoint_restore,+syslog"
+	a := newAgent(t, options{targets: "[]", wrap: []string{"setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
+		"--inh-caps=" + caps, "--ambient-caps=" + caps, "--bounding-set=" + caps}})
+	open := func(path string) {
+		if err := os.Chmod(path, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// The test's own directories are root's; the agent has to reach its configuration and make its store.
+	open(a.dir)
+	open(filepath.Dir(a.dir))
+	open(filepath.Dir(a.socket))
+	open(run.dir)
+	a.start(t)
+	a.ready(t)
+	a.says(t, "level=WARN", run.daemon.socket(), "permission denied")
+	b := start(t, spec{args: []string{"/" + workload.Burn, "0", "8"}, docker: true})
+	a.stored(t, b.id, "profile of a container that only its cgroup tells of", func(p sink.Profile) bool { return p.Total > 0 })
+	b.kill(t)
+	a.stop(t)
+}
