@@ -30,9 +30,17 @@ func (b backend) Containers(context.Context) ([]web.Container, error) {
 	records := b.a.registry.List()
 	out := make([]web.Container, 0, len(records))
 	for _, r := range records {
-		out = append(out, webContainer(r))
+		c := webContainer(r)
+		c.Service = b.service(r)
+		out = append(out, c)
 	}
 	return out, nil
+}
+
+// service is what the container's profiles are called: its service_name.
+func (b backend) service(r registry.Record) string {
+	labels, _ := b.a.labeler.Load().Labels(r.Container, r.Service)
+	return labels["service_name"]
 }
 
 func webContainer(r registry.Record) web.Container {
@@ -40,7 +48,7 @@ func webContainer(r registry.Record) web.Container {
 		ID: r.ID, Name: r.Name, Image: r.Image, Runtime: r.Runtime, Namespace: r.Namespace, KubernetesContainer: r.KubernetesContainer,
 		Labels: r.Labels, CgroupPath: r.CgroupPath, CgroupID: r.CgroupID, PID: r.PID, SystemdUnit: r.SystemdUnit, ScopeID: r.ScopeID,
 		Sources: r.Sources, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, AnnouncedAt: r.AnnouncedAt, InScopeAt: r.InScopeAt,
-		GoneAt: r.GoneAt, State: r.State.String(), Reason: r.Reason, Notes: r.Notes, Service: r.Service, Tenant: r.Tenant,
+		GoneAt: r.GoneAt, State: r.State.String(), Reason: r.Reason, Notes: r.Notes, Tenant: r.Tenant,
 		AskedFrequency: r.AskedFrequency, GivenFrequency: r.GivenFrequency,
 	}
 	if p := r.Pod; p.Name != "" {
@@ -69,6 +77,7 @@ func (b backend) Top(context.Context) (web.Top, error) {
 			continue
 		}
 		c := topContainer(w, seconds)
+		c.Service = b.service(w.record)
 		top.Cores += c.Cores
 		top.Containers = append(top.Containers, c)
 	}
@@ -83,7 +92,7 @@ const topFunctions = 50
 
 func topContainer(w *containerWindow, seconds float64) web.TopContainer {
 	r := &w.record
-	c := web.TopContainer{ID: r.ID, Name: target.Name(r.Name, r.KubernetesContainer, r.ID), Service: r.Service}
+	c := web.TopContainer{ID: r.ID, Name: target.Name(r.Name, r.KubernetesContainer, r.ID)}
 	functions := map[string]*web.TopFunction{}
 	var total int64
 	for _, s := range w.samples {
