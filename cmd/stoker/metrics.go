@@ -48,7 +48,7 @@ var (
 	descBuild      = desc("build_info", "Always 1.", "version")
 	descFileCache  = desc("symbol_cache_bytes", "Bytes of symbols held.")
 	descFiles      = desc("symbol_cache_files", "Files whose symbols are held.")
-	descSource    = desc("source_cases_total", "What a source of containers had to decide or could not do.", "source", "case")
+	descSource     = desc("source_cases_total", "What a source of containers had to decide or could not do.", "source", "case")
 	descFrames     = desc("frames_total", "Frames of new stacks, by how they were named.", "named")
 	descUnwinder   = desc("unwinder_total", "What an unwinder counts of its own.", "unwinder", "counter")
 	descStackBytes = desc("stacks_bytes", "Memory for stacks held, about.")
