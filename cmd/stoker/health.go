@@ -42,8 +42,12 @@ func (b backend) Health() web.Health {
 		}
 	}
 	if w := a.writer; w != nil {
+		trouble := a.store.Stats().Err
 		if err := w.failing.Load(); err != nil {
-			part("store", web.Failing, (*err).Error(), "sampling goes on; profiles are kept again as soon as the store can")
+			trouble = (*err).Error()
+		}
+		if trouble != "" {
+			part("store", web.Failing, trouble, "sampling goes on; profiles are kept again as soon as the store can")
 		} else {
 			part("store", web.OK, a.cfg.Store.Path, "")
 		}

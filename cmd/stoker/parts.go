@@ -35,6 +35,7 @@ func (a *agent) storeConfig() store.Config {
 	}
 	return store.Config{
 		Path: c.Path, MaxBytes: int64(c.MaxSize), MaxAge: c.MaxAge, MinFree: float64(c.MinFree), Sinks: names, Log: a.log,
+		Tolerant: true, // top, record and the scopes work without a store; it is tried again with each window
 	}
 }
 
