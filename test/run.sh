@@ -46,7 +46,7 @@ need_root() {
 # state: what lanes that start daemons and load programs could leave behind.
 state() {
 	{
-		find /tmp -maxdepth 1 -name 'stoker-*'
+		find /tmp -maxdepth 1 -type d -name 'stoker-*'
 		awk '$5 ~ /stoker/ {print "mount " $5}' /proc/self/mountinfo
 		find /sys/fs/cgroup -type d \( -name 'stoker-*' -o -path '*/docker/*' \) 2>/dev/null
 		ps -eo pid=,comm= | awk '$2 ~ /^(containerd|containerd-shim|runc|stoker|demo)/ {print "process " $1 " " $2}'

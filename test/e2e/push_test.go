@@ -48,11 +48,15 @@ func TestServerGetsWhatTheStoreHas(t *testing.T) {
 			t.Errorf("/metrics does not say %s:\n%s", want, metrics)
 		}
 	}
-	server.Inject(pyroscopetest.Fault{Status: 503, Message: "away for a while"}, 20)
+	server.Inject(pyroscopetest.Fault{Status: 503, Message: "away for a while"}, -1)
 	c.used(t, 4*time.Second)
 	c.kill(t)
 	golang.kill(t)
 	a.stop(t) // what is not delivered yet waits in the store
+	if got, want := server.Total(""), sum(a.profiles(t, "")); got >= want {
+		t.Errorf("the server has %s of %s although it was away", time.Duration(got), time.Duration(want))
+	}
+	server.Inject(pyroscopetest.Fault{}, 0)
 	a.start(t)
 	a.ready(t)
 	eventually(t, 90*time.Second, "the server has what the store has", func() error {
