@@ -133,6 +133,10 @@ func (a *agent) start(t *testing.T) {
 	}()
 	a.cmd, a.done = cmd, done
 	t.Cleanup(func() {
+		if t.Failed() {
+			out, errs, _ := a.command(t, "ps", "--output", "json")
+			t.Logf("stoker ps:\n%s%s", out, errs)
+		}
 		cmd.Process.Kill()
 		<-done
 		if t.Failed() {
@@ -210,30 +214,36 @@ func (a *agent) kill(t *testing.T) {
 // the agent runs and after.
 func (a *agent) profiles(t *testing.T, id string) []sink.Profile {
 	t.Helper()
-	s, err := store.OpenReadOnly(a.store)
+	all, err := a.read(id)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return all
+}
+
+func (a *agent) read(id string) (all []sink.Profile, err error) {
+	s, err := store.OpenReadOnly(a.store)
+	if err != nil {
+		return nil, err
+	}
 	defer s.Close()
-	var all []sink.Profile
 	for p, err := range s.Select(context.Background(), store.Query{From: time.Unix(0, 0), To: time.Now().Add(time.Hour), ContainerID: id}) {
 		if err != nil {
-			t.Fatal(err)
+			return nil, err
 		}
 		all = append(all, p)
 	}
-	return all
+	return all, nil
 }
 
 // stored waits until the store has a profile of the container that satisfies ok, and returns all of that container.
 func (a *agent) stored(t *testing.T, id, what string, ok func(sink.Profile) bool) []sink.Profile {
 	t.Helper()
 	var found []sink.Profile
-	eventually(t, 3*a.opts.window+30*time.Second, what, func() error {
-		if _, err := os.Stat(a.store); errors.Is(err, os.ErrNotExist) {
-			return err
+	eventually(t, 3*a.opts.window+30*time.Second, what, func() (err error) {
+		if found, err = a.read(id); err != nil {
+			return err // there is no store yet
 		}
-		found = a.profiles(t, id)
 		for _, p := range found {
 			if ok(p) {
 				return nil
