@@ -127,6 +127,8 @@ type Status struct {
 	Connected bool
 	Err       string // the last error with its remedy; empty when connected
 	Since     time.Time
+	// Absent means that there is nothing to follow and nobody said that there would be: no trouble. Err says what was looked for.
+	Absent bool
 }
 
 // StatusReporter is implemented by sources that can lose a connection.

@@ -1,0 +1,326 @@
+package docker
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/containerd/errdefs"
+	api "github.com/moby/moby/api/types/container"
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/client"
+
+	"github.com/stoker-profiler/stoker/runtime/container"
+)
+
+// asking is how many questions are under way at a time.
+const asking = 4
+
+// entry is what is known about one container.
+type entry struct {
+	c     container.Container
+	exact bool // a list said so; an event loses labels that are called as its own attributes
+	asked bool // a question is on its way
+	round uint64
+}
+
+// table is what a Client knows. It outlives connections; the goroutine in Run owns it.
+type table struct {
+	*Client
+	emit    func(container.Event)
+	entries map[string]*entry
+	ended   map[string]time.Time // when a container's last run ended; a list that was asked for before may still have it
+	files   map[string]*file     // the engine's files, where they had to be read
+	round   uint64
+	todo    []string // ids to ask about
+	busy    int      // how many are being asked about
+	once    bool     // the first Synced was told
+}
+
+func newTable(c *Client, emit func(container.Event)) *table {
+	return &table{Client: c, emit: emit, entries: map[string]*entry{}, ended: map[string]time.Time{}, files: map[string]*file{}}
+}
+
+// listed is an answer: all containers that have processes or have not had one yet, or those that were asked for.
+type listed struct {
+	id    string // the one that was asked for; empty: all
+	asked time.Time
+	found []api.Summary
+	err   error
+}
+
+// follow tells what Docker has, then what changes, until the connection or ctx ends.
+func (t *table) follow(ctx context.Context, docker *client.Client, queue <-chan events.Message, overflow <-chan struct{}, ended <-chan error) (synced bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	var helpers sync.WaitGroup
+	defer helpers.Wait()
+	defer cancel()
+	lists := make(chan listed, 1)
+	answers := make(chan listed, asking)
+	listing, again := false, false
+	failures := 0
+	next := time.NewTimer(t.times.secondList)
+	defer next.Stop()
+	list := func() {
+		if listing {
+			again = true // something was lost while it was made
+			return
+		}
+		listing = true
+		t.syncing()
+		helpers.Go(func() { lists <- t.list(ctx, docker, "") })
+	}
+	defer func() { // questions of this connection get no answer
+		for _, e := range t.entries {
+			e.asked = false
+		}
+		t.todo, t.busy = nil, 0
+	}()
+	list()
+	for {
+		for t.busy < asking && len(t.todo) > 0 {
+			id := t.todo[0]
+			t.todo = t.todo[1:]
+			t.busy++
+			helpers.Go(func() {
+				select {
+				case answers <- t.list(ctx, docker, id):
+				case <-ctx.Done():
+				}
+			})
+		}
+		select {
+		case m := <-queue:
+			t.event(m)
+		case a := <-answers:
+			t.busy--
+			t.answered(a)
+		case <-overflow:
+			t.log.Warn("too many events at once: everything is listed again")
+			list()
+		case <-next.C:
+			list()
+		case l := <-lists:
+			listing = false
+			wait := t.times.listEvery
+			switch {
+			case errdefs.IsPermissionDenied(l.err) || errdefs.IsUnauthorized(l.err):
+				t.n.listErrors.Add(1)
+				return synced, l.err // its files say more than its events
+			case l.err != nil:
+				t.n.listErrors.Add(1)
+				failures++
+				if t.status.set(false, t.remedy(l.err), false) {
+					t.log.Warn("containers were not compared with Docker's", "err", t.remedy(l.err))
+				}
+				wait = min(t.times.secondList<<min(failures-1, 5), t.times.listEvery)
+			default:
+				failures = 0
+				t.compare(l)
+				if t.status.set(true, nil, false) {
+					t.log.Info("Docker is followed", "address", t.address, "api", docker.ClientVersion(), "containers", len(l.found))
+				}
+				if !synced {
+					wait = t.times.secondList
+				}
+				synced = true
+			}
+			if again {
+				again = false
+				list()
+				continue
+			}
+			next.Reset(wait)
+		case err := <-ended:
+			for { // what came before the end
+				select {
+				case m := <-queue:
+					t.event(m)
+					continue
+				default:
+				}
+				return synced, err
+			}
+		case <-ctx.Done():
+			return synced, ctx.Err()
+		}
+	}
+}
+
+// list asks for one container, or for all. It runs beside follow and changes nothing. Unlike inspecting, it never waits for a
+// container that is starting.
+func (t *table) list(ctx context.Context, docker *client.Client, id string) listed {
+	l := listed{id: id, asked: time.Now()}
+	timeout := t.times.call
+	// Those that have ended are not asked for: there may be thousands.
+	filters := make(client.Filters).Add("status", string(api.StateCreated), string(api.StateRunning), string(api.StatePaused), string(api.StateRestarting))
+	if id == "" {
+		timeout = t.times.list
+		t.n.lists.Add(1)
+	} else {
+		filters = make(client.Filters).Add("id", id)
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	answer, err := docker.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: filters})
+	if err != nil {
+		l.err = fmt.Errorf("list containers: %w", err)
+	}
+	l.found = answer.Items
+	return l
+}
+
+func (t *table) say(typ container.EventType, c container.Container, at time.Time) {
+	t.emit(container.Event{Type: typ, Source: t.name, Complete: typ == container.Upsert, Container: c, At: at})
+}
+
+func (t *table) syncing() {
+	t.round++
+	t.say(container.Syncing, container.Container{}, time.Now())
+}
+
+func (t *table) synced() {
+	t.say(container.Synced, container.Container{}, time.Now())
+	t.once = true
+}
+
+// settled says, once, that nothing more can be told for now.
+func (t *table) settled() {
+	if !t.once {
+		t.synced()
+	}
+}
+
+func (t *table) entry(id string) *entry {
+	e := t.entries[id]
+	if e == nil {
+		e = &entry{c: container.Container{ID: id, Runtime: "docker"}}
+		t.entries[id] = e
+	}
+	e.round = t.round
+	return e
+}
+
+// question asks for a container, unless it is asked for.
+func (t *table) question(id string, e *entry) {
+	if !e.asked {
+		e.asked = true
+		t.todo = append(t.todo, id)
+	}
+}
+
+// event takes one event.
+func (t *table) event(m events.Message) {
+	id, now := m.Actor.ID, time.Now()
+	if m.Type != events.ContainerEventType || !validID(id) {
+		t.complain(fmt.Errorf("an event of type %.20q about the id %.80q", m.Type, id))
+		return
+	}
+	at := time.Unix(0, m.TimeNano)
+	if m.TimeNano <= 0 || at.After(now) {
+		at = now
+	}
+	switch m.Action {
+	case events.ActionCreate, events.ActionStart, events.ActionRename, events.ActionPause, events.ActionUnPause:
+		if t.ended[id].After(at) {
+			return // an event from before the connection
+		}
+		e := t.entry(id)
+		renamed := m.Action == events.ActionRename
+		if !e.exact || renamed {
+			fromEvent(&e.c, m.Actor.Attributes, e.exact, renamed)
+		}
+		switch m.Action {
+		case events.ActionCreate:
+			e.c.CreatedAt = at
+		case events.ActionStart:
+			delete(t.ended, id)
+			e.c.StartedAt = at
+		}
+		t.say(container.Upsert, e.c, now)
+		if !e.exact {
+			t.question(id, e)
+		}
+	case events.ActionDie, events.ActionDestroy:
+		t.end(id, at)
+		if m.Action == events.ActionDestroy {
+			delete(t.entries, id)
+		}
+	}
+}
+
+// end tells the end of a container's run. What it is called stays known: it may be started again.
+func (t *table) end(id string, at time.Time) {
+	t.ended[id] = at
+	if e := t.entries[id]; e != nil {
+		e.c.StartedAt = time.Time{}
+	}
+	t.say(container.Gone, container.Container{ID: id, Runtime: "docker"}, at)
+}
+
+// answered takes what was asked about one container.
+func (t *table) answered(l listed) {
+	e := t.entries[l.id]
+	if e == nil {
+		return // it was destroyed meanwhile
+	}
+	e.asked = false
+	if l.err != nil {
+		if !errors.Is(l.err, context.Canceled) {
+			t.n.describeErrors.Add(1)
+			t.log.Debug("a container is described by its event alone for now", "container", l.id, "err", l.err)
+		}
+		return
+	}
+	i := slices.IndexFunc(l.found, func(s api.Summary) bool { return s.ID == l.id })
+	if i < 0 {
+		return
+	}
+	name := e.c.Name
+	fromList(&e.c, &l.found[i])
+	if name != "" {
+		e.c.Name = name // the event's; a rename may have overtaken the answer
+	}
+	e.exact = true
+	if !t.over(l.id, l.asked) {
+		t.say(container.Upsert, e.c, time.Now())
+	}
+}
+
+// over reports whether a container has ended since a time, as far as events told, and not begun again.
+func (t *table) over(id string, since time.Time) bool {
+	at, ok := t.ended[id]
+	return ok && !at.Before(since)
+}
+
+// compare tells all that was listed, and forgets what was not.
+func (t *table) compare(l listed) {
+	for i := range l.found {
+		s := &l.found[i]
+		if !validID(s.ID) {
+			t.complain(fmt.Errorf("a container of the id %.80q", s.ID))
+			continue
+		}
+		if t.over(s.ID, l.asked) {
+			continue
+		}
+		e := t.entry(s.ID)
+		fromList(&e.c, s)
+		e.exact = true
+		t.say(container.Upsert, e.c, time.Now())
+	}
+	t.synced()
+	maps.DeleteFunc(t.entries, func(_ string, e *entry) bool { return e.round != t.round })
+	maps.DeleteFunc(t.ended, func(_ string, at time.Time) bool { return time.Since(at) > 2*t.times.list })
+	clear(t.files)
+}
+
+// complain counts what could not be understood.
+func (t *table) complain(err error) {
+	t.n.malformed.Add(1)
+	t.log.Debug("part of what Docker says is not understood", "err", err)
+}
