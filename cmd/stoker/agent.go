@@ -22,6 +22,7 @@ import (
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
 	"github.com/stoker-profiler/stoker/runtime/containerd"
+	"github.com/stoker-profiler/stoker/runtime/docker"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/pyroscope"
@@ -131,6 +132,13 @@ func (a *agent) newSources() ([]container.Source, error) {
 		found, err := containerd.Sources(containerd.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
 		if err != nil {
 			return nil, fmt.Errorf("containerd: %w", err)
+		}
+		sources = append(sources, found...)
+	}
+	if addresses := a.cfg.Runtimes.Docker.Address; len(addresses) != 1 || addresses[0] != config.Off {
+		found, err := docker.Sources(docker.Config{Addresses: addresses, Log: a.log})
+		if err != nil {
+			return nil, fmt.Errorf("docker: %w", err)
 		}
 		sources = append(sources, found...)
 	}

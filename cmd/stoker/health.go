@@ -35,9 +35,12 @@ func (b backend) Health() web.Health {
 		if !ok {
 			continue
 		}
-		if st := r.Status(); st.Connected {
+		switch st := r.Status(); {
+		case st.Connected:
 			part("source "+s.Name(), web.OK, "connected", "")
-		} else {
+		case st.Absent:
+			part("source "+s.Name(), web.OK, st.Err, "")
+		default:
 			part("source "+s.Name(), web.Degraded, st.Err, "its containers are found by their cgroups until then, without names")
 		}
 	}

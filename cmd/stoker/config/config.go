@@ -114,11 +114,17 @@ type ContainerLabels struct {
 // Runtimes says where the container runtimes are.
 type Runtimes struct {
 	Containerd Containerd `yaml:"containerd"`
+	Docker     Docker     `yaml:"docker"`
 }
 
 // Containerd says where containerd listens.
 type Containerd struct {
 	Address []string `yaml:"address" help:"containerd's sockets, one or a list; none: look in the usual places; off: do not ask containerd"`
+}
+
+// Docker says where Docker listens.
+type Docker struct {
+	Address []string `yaml:"address" help:"Docker's sockets, one or a list; none: /var/run/docker.sock when there is one; off: do not ask Docker"`
 }
 
 // Log is the agent's own log on stderr.
@@ -127,7 +133,7 @@ type Log struct {
 	Format string `yaml:"format" help:"text or json"`
 }
 
-// Off is the value that switches web.listen and runtimes.containerd.address off.
+// Off is the value that switches web.listen and the addresses of runtimes off.
 const Off = "off"
 
 // Default returns the configuration of an agent that was told nothing.
@@ -162,7 +168,6 @@ const (
 // for a key that does nothing is worse than an error.
 var notYet = map[string]string{
 	"systemd":             "profiling systemd services",
-	"runtimes.docker":     "asking Docker (its containers are found through containerd and the cgroup scan)",
 	"runtimes.podman":     "asking Podman (its containers are found through the cgroup scan)",
 	"runtimes.nri":        "the NRI plugin",
 	"pyroscope.symbolize": "leaving symbols to the server",

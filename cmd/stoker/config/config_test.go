@@ -60,6 +60,7 @@ func TestFullFileIsRead(t *testing.T) {
 		{"relabel default", c.Relabel[0].Replacement, "$1"},
 		{"alias", c.Pyroscope[1].TLS.CAFile, "/etc/stoker/ca.pem"},
 		{"one address", c.Runtimes.Containerd.Address, []string{"/run/containerd/containerd.sock"}},
+		{"two addresses", c.Runtimes.Docker.Address, []string{"/var/run/docker.sock", "/run/two.sock"}},
 		{"allow", c.ContainerLabels.Allow, []string{"enable"}},
 	} {
 		if !reflect.DeepEqual(check.got, check.want) {

@@ -97,25 +97,31 @@ func (c *Config) Validate() error {
 		bad("container_labels.max_frequency", "%d is out of range; choose 1 to 10000 samples per second", f)
 	}
 
-	for i, a := range c.Runtimes.Containerd.Address {
-		key := "runtimes.containerd.address"
-		if len(c.Runtimes.Containerd.Address) > 1 {
-			key = elementPath(key, i, len(c.Runtimes.Containerd.Address))
-		}
-		if a == Off {
-			if len(c.Runtimes.Containerd.Address) > 1 {
-				bad(key, "off stands alone; remove it or the other addresses")
-			}
-			continue
-		}
-		absolute(bad, key, strings.TrimPrefix(a, "unix://"))
-	}
+	addresses(bad, "runtimes.containerd.address", c.Runtimes.Containerd.Address)
+	addresses(bad, "runtimes.docker.address", c.Runtimes.Docker.Address)
 
 	oneOf(bad, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(bad, "log.format", c.Log.Format, "text", "json")
 
 	slices.SortStableFunc(p, func(a, b Problem) int { return keyOrder(a.Key) - keyOrder(b.Key) })
 	return p.asError()
+}
+
+// addresses checks the sockets of a runtime.
+func addresses(bad func(key, format string, args ...any), key string, list []string) {
+	for i, a := range list {
+		at := key
+		if len(list) > 1 {
+			at = elementPath(key, i, len(list))
+		}
+		if a == Off {
+			if len(list) > 1 {
+				bad(at, "off stands alone; remove it or the other addresses")
+			}
+			continue
+		}
+		absolute(bad, at, strings.TrimPrefix(a, "unix://"))
+	}
 }
 
 // keyOrder sorts problems as the keys are declared: maps are walked in random order.
