@@ -33,6 +33,7 @@ type options struct {
 	targets   string        // YAML of targets; default: only the containers of this test
 	extra     string        // more YAML, at top level
 	socket    string        // containerd's; default the one of the test run
+	docker    string        // Docker's; default off
 	wrap      []string      // run under this command, as setpriv
 }
 
@@ -76,6 +77,9 @@ func newAgent(t *testing.T, o options) *agent {
 	if o.socket == "" {
 		o.socket = run.daemon.socket()
 	}
+	if o.docker == "" {
+		o.docker = "off"
+	}
 	if o.targets == "" {
 		o.targets = fmt.Sprintf("[{label: {%s: %q}}, {exclude: true}]", testLabel, t.Name())
 	}
@@ -99,9 +103,9 @@ targets: %s
 store: {path: %s, min_free: 1%%}
 web: {listen: "%s"}
 socket: %s
-runtimes: {containerd: {address: %s}}
+runtimes: {containerd: {address: %s}, docker: {address: %s}}
 log: {level: debug}
-%s`, o.frequency, o.window, o.targets, a.store, a.listen, a.socket, o.socket, o.extra)
+%s`, o.frequency, o.window, o.targets, a.store, a.listen, a.socket, o.socket, o.docker, o.extra)
 	if err := os.WriteFile(a.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
