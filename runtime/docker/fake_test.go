@@ -376,6 +376,14 @@ func (b *bench) until(id, what string, ok func(registry.Record) bool) registry.R
 	return rec
 }
 
+// heard waits until Docker has said something about a container since a record was read.
+func (b *bench) heard(id string, since registry.Record) registry.Record {
+	b.t.Helper()
+	return b.until(id, "something is said about it", func(rec registry.Record) bool {
+		return rec.Sources["docker"].After(since.Sources["docker"])
+	})
+}
+
 // containerd tells what containerd's events in the namespace moby tell.
 func (b *bench) containerd(typ container.EventType, id string, pid int, cgroup uint64) {
 	b.emit(container.Event{Type: typ, Source: "containerd", At: time.Now(), Container: container.Container{

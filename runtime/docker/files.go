@@ -138,9 +138,6 @@ func parseFile(b []byte, id string) (*file, error) {
 		c:     container.Container{ID: id, Runtime: "docker", Name: strings.TrimPrefix(notes.Name, "/"), Image: notes.Config.Image, CreatedAt: notes.Created, Env: map[string]string{}},
 		alive: s.Running || s.Paused || s.Restarting || s.StartedAt.IsZero(),
 	}
-	if s.Running {
-		f.c.StartedAt = s.StartedAt
-	}
 	for _, e := range notes.Config.Env {
 		if name, value, ok := strings.Cut(e, "="); ok && (name == "OTEL_SERVICE_NAME" || name == "OTEL_RESOURCE_ATTRIBUTES") {
 			f.c.Env[name] = value

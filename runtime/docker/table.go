@@ -20,6 +20,9 @@ import (
 // asking is how many questions are under way at a time.
 const asking = 4
 
+// living are the states of containers that have processes, or have not had one yet, or are about to have one again.
+var living = []api.ContainerState{api.StateCreated, api.StateRunning, api.StatePaused, api.StateRestarting}
+
 // entry is what is known about one container.
 type entry struct {
 	c     container.Container
@@ -71,6 +74,10 @@ func (t *table) follow(ctx context.Context, docker *client.Client, queue <-chan 
 			return
 		}
 		listing = true
+		// What waits is older than the list: told after Syncing it would pass for newer, and its end may be what was lost.
+		for range len(queue) {
+			t.event(<-queue)
+		}
 		t.syncing()
 		helpers.Go(func() { lists <- t.list(ctx, docker, "") })
 	}
@@ -157,7 +164,10 @@ func (t *table) list(ctx context.Context, docker *client.Client, id string) list
 	l := listed{id: id, asked: time.Now()}
 	timeout := t.times.call
 	// Those that have ended are not asked for: there may be thousands.
-	filters := make(client.Filters).Add("status", string(api.StateCreated), string(api.StateRunning), string(api.StatePaused), string(api.StateRestarting))
+	filters := make(client.Filters)
+	for _, state := range living {
+		filters.Add("status", string(state))
+	}
 	if id == "" {
 		timeout = t.times.list
 		t.n.lists.Add(1)
@@ -237,9 +247,8 @@ func (t *table) event(m events.Message) {
 		switch m.Action {
 		case events.ActionCreate:
 			e.c.CreatedAt = at
-		case events.ActionStart:
+		case events.ActionStart: // some milliseconds after the user's code began: that is not when it started
 			delete(t.ended, id)
-			e.c.StartedAt = at
 		}
 		t.say(container.Upsert, e.c, now)
 		if !e.exact {
@@ -256,9 +265,6 @@ func (t *table) event(m events.Message) {
 // end tells the end of a container's run. What it is called stays known: it may be started again.
 func (t *table) end(id string, at time.Time) {
 	t.ended[id] = at
-	if e := t.entries[id]; e != nil {
-		e.c.StartedAt = time.Time{}
-	}
 	t.say(container.Gone, container.Container{ID: id, Runtime: "docker"}, at)
 }
 
@@ -286,7 +292,9 @@ func (t *table) answered(l listed) {
 		e.c.Name = name // the event's; a rename may have overtaken the answer
 	}
 	e.exact = true
-	if !t.over(l.id, l.asked) {
+	// Of one that has ended, and whose end was not told, nothing is said: it would pass for alive until the next list.
+	_, ended := t.ended[l.id]
+	if alive := slices.Contains(living, l.found[i].State); alive && !t.over(l.id, l.asked) || !alive && ended {
 		t.say(container.Upsert, e.c, time.Now())
 	}
 }
