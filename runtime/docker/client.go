@@ -55,6 +55,9 @@ const (
 // DefaultRoot is where Docker keeps its files when nobody says otherwise.
 const DefaultRoot = "/var/lib/docker"
 
+// configFile is where Docker is told otherwise.
+const configFile = "/etc/docker/daemon.json"
+
 // systemdUnits has a link for each unit that is active.
 const systemdUnits = "/run/systemd/units"
 
@@ -68,7 +71,8 @@ var (
 // Client follows one Docker engine. Make one with NewClient and call Run once.
 type Client struct {
 	name, address string
-	root          string // where the engine's files are, empty when nobody knows
+	root          string // where the engine's files are, unless its configuration says otherwise; empty when nobody knows
+	config        string // the engine's configuration
 	units         string // where systemd shows its active units
 	log           *slog.Logger
 	optional      bool // nobody asked for this socket: that it is absent is not worth a warning
@@ -114,7 +118,7 @@ func NewClient(name, address string, log *slog.Logger) *Client {
 	c := &Client{name: name, address: address, units: systemdUnits, log: log.With("source", name),
 		times: times{callTimeout, listTimeout, secondList, listEvery, filesEvery, minBackoff, absentEvery, queueLength, maxAnswer, maxEvent}}
 	if c.usual() {
-		c.root = DefaultRoot // whose files another engine's are, nobody told
+		c.root, c.config = DefaultRoot, configFile // where another engine's files are, nobody told
 	}
 	return c
 }
@@ -174,7 +178,7 @@ func (c *Client) Run(ctx context.Context, emit func(container.Event)) error {
 			if fileErr != nil {
 				err = fmt.Errorf("%w; and its files cannot be read: %w", err, fileErr)
 			} else {
-				err = fmt.Errorf("%w; until then names and labels come late, from its files below %s", err, c.root)
+				err = fmt.Errorf("%w; until then names and labels come late, from its files below %s", err, c.dataRoot())
 				c.log.Debug("the engine's files were read", "containers", n)
 			}
 		}

@@ -513,6 +513,22 @@ func TestARefusalIsMadeGoodFromFiles(t *testing.T) {
 	}
 }
 
+func TestTheRootOfTheEnginesFiles(t *testing.T) {
+	c := NewClient("docker", DefaultAddress, nil)
+	c.config = filepath.Join(t.TempDir(), "daemon.json")
+	if c.dataRoot() != DefaultRoot {
+		t.Error("without a configuration it is the usual one")
+	}
+	for text, want := range map[string]string{`{"data-root":"/srv/docker"}`: "/srv/docker", `{"graph":"/old"}`: "/old", `{}`: DefaultRoot, `{`: DefaultRoot} {
+		if err := os.WriteFile(c.config, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got := c.dataRoot(); got != want {
+			t.Errorf("%s gives %s, want %s", text, got, want)
+		}
+	}
+}
+
 func TestARefusalWithoutFiles(t *testing.T) {
 	f, b := started(t)
 	b.client.root = filepath.Join(t.TempDir(), "none")

@@ -1,6 +1,7 @@
 package docker
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -34,9 +35,27 @@ type file struct {
 	alive    bool // it has processes, or has not had one yet
 }
 
+// dataRoot is where the engine's files are. What its configuration does not say, or says on its command line, is as usual.
+func (c *Client) dataRoot() string {
+	f, err := os.Open(c.config)
+	if err != nil {
+		return c.root
+	}
+	defer f.Close()
+	var said struct {
+		DataRoot string `json:"data-root"`
+		Graph    string `json:"graph"` // what data-root was called once
+	}
+	if err := json.NewDecoder(io.LimitReader(f, maxFile)).Decode(&said); err != nil {
+		c.log.Debug("Docker's configuration is not understood", "file", c.config, "err", err)
+		return c.root
+	}
+	return cmp.Or(said.DataRoot, said.Graph, c.root)
+}
+
 // readFiles tells what the engine's files say, as a list would. It returns how many containers that is.
 func (t *table) readFiles() (int, error) {
-	dir := filepath.Join(t.root, "containers")
+	dir := filepath.Join(t.dataRoot(), "containers")
 	d, err := os.Open(dir)
 	if err != nil {
 		return 0, err
