@@ -437,6 +437,64 @@ func TestAnAnswerThatIsOvertaken(t *testing.T) {
 	b.state(idOf(1), registry.Gone)
 }
 
+// A rename that overtakes an answer stays, whichever answer it is; one of a container that does not run brings nothing to life.
+func TestARenameThatOvertakesAnAnswer(t *testing.T) {
+	for _, which := range []string{"status", "id"} { // the list of all, and the question about one
+		t.Run(which, func(t *testing.T) {
+			f, b := started(t)
+			f.has(idOf(1), "one", "running", nil)
+			f.has(idOf(2), "stopped", "exited", nil)
+			if which == "status" {
+				b.client.times.listEvery = 20 * time.Millisecond
+			}
+			b.run()
+			b.synced()
+			b.state(idOf(1), registry.Waiting)
+			eventually(t, "the second list was made", func() bool { return b.client.Stats().Lists > 1 })
+			id := idOf(1)
+			if which == "id" {
+				id = idOf(3)
+			}
+			release, asked := make(chan struct{}), make(chan struct{})
+			f.with(func() {
+				f.handle = func(w http.ResponseWriter, r *http.Request) bool {
+					if !strings.Contains(r.URL.Query().Get("filters"), `"`+which+`"`) {
+						return false
+					}
+					f.with(func() { f.handle = nil })
+					close(asked)
+					<-release
+					json.NewEncoder(w).Encode([]summary{{ID: id, Names: []string{"/one"}, Labels: map[string]string{"answer": "held"}, State: "running"}})
+					return true
+				}
+			})
+			if which == "id" {
+				f.create(id, "one", nil)
+			}
+			<-asked
+			f.with(func() { f.containers[id].Names = []string{"/two"} })
+			f.publish("rename", id, map[string]string{"oldName": "/one"})
+			f.publish("rename", idOf(2), map[string]string{"oldName": "/x"})
+			b.until(id, "it has its new name", func(rec registry.Record) bool { return rec.Name == "two" })
+			// What the answer brings is seen one moment or for good; the name of before is not.
+			b.hold.Lock()
+			b.check = func(e container.Event) {
+				if e.Container.ID == id && e.Container.Name == "one" {
+					t.Error("the old name came back")
+				}
+			}
+			b.hold.Unlock()
+			close(release)
+			f.create(idOf(5), "after", nil)
+			b.state(idOf(5), registry.Waiting)
+			eventually(t, "the answer was taken", func() bool { b.hold.Lock(); defer b.hold.Unlock(); return b.held })
+			if _, ok := b.find(idOf(2)); ok {
+				t.Error("a container that does not run is listed")
+			}
+		})
+	}
+}
+
 // notes writes what an engine notes about a container.
 func notes(t *testing.T, root, id, name string, state map[string]any, labels map[string]string) {
 	t.Helper()

@@ -20,12 +20,6 @@ const (
 	labelType          = "io.kubernetes.docker.type"
 )
 
-// ownAttributes are what an event's attributes hold besides the container's labels, by the event.
-var (
-	ownAttributes       = []string{"image", "name"}
-	ownAttributesRename = []string{"image", "name", "oldName"}
-)
-
 // validID reports whether an id is one of Docker's. Anything else is not: ids go into patterns that Docker matches.
 func validID(id string) bool {
 	if len(id) != 64 {
@@ -39,24 +33,18 @@ func validID(id string) bool {
 	return true
 }
 
-// fromEvent takes what an event's attributes say. A label that is called as one of the event's own is lost in it.
-func fromEvent(c *container.Container, attributes map[string]string, nameOnly, renamed bool) {
-	if name := strings.TrimPrefix(attributes["name"], "/"); name != "" {
-		c.Name = name
-	}
-	if nameOnly {
-		return
-	}
+// nameOf is a name without the slash that Docker puts before it.
+func nameOf(name string) string { return strings.TrimPrefix(name, "/") }
+
+// fromEvent takes what the attributes of a create or start say: the labels, and two of the event's own. A label that is called
+// as one of these is lost in it.
+func fromEvent(c *container.Container, attributes map[string]string) {
+	c.Name = cmp.Or(nameOf(attributes["name"]), c.Name)
 	c.Image = cmp.Or(attributes["image"], c.Image)
 	labels := make(map[string]string, len(attributes))
 	maps.Copy(labels, attributes)
-	own := ownAttributes
-	if renamed {
-		own = ownAttributesRename
-	}
-	for _, a := range own {
-		delete(labels, a)
-	}
+	delete(labels, "name")
+	delete(labels, "image")
 	describe(c, labels)
 }
 
@@ -64,7 +52,7 @@ func fromEvent(c *container.Container, attributes map[string]string, nameOnly, r
 func fromList(c *container.Container, s *api.Summary) {
 	for _, name := range s.Names {
 		// Links make further names, "/other/alias".
-		if name = strings.TrimPrefix(name, "/"); name != "" && !strings.Contains(name, "/") {
+		if name = nameOf(name); name != "" && !strings.Contains(name, "/") {
 			c.Name = name
 			break
 		}

@@ -282,7 +282,9 @@ type bench struct {
 	fake   *fake // nil: a real Docker
 	*registry.Registry
 	scopes *scopes
-	hold   sync.Mutex // held: emit waits
+	hold   sync.Mutex // held: emit waits; protects what follows
+	check  func(container.Event)
+	held   bool // an event had the label answer=held
 }
 
 func newBench(t *testing.T, c *Client) *bench {
@@ -294,6 +296,10 @@ func newBench(t *testing.T, c *Client) *bench {
 func (b *bench) emit(e container.Event) {
 	b.hold.Lock()
 	defer b.hold.Unlock()
+	if b.check != nil {
+		b.check(e)
+	}
+	b.held = b.held || e.Container.Labels["answer"] == "held"
 	b.Apply(e)
 }
 

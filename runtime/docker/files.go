@@ -154,7 +154,7 @@ func parseFile(b []byte, id string) (*file, error) {
 	}
 	s := &notes.State
 	f := &file{
-		c:     container.Container{ID: id, Runtime: "docker", Name: strings.TrimPrefix(notes.Name, "/"), Image: notes.Config.Image, CreatedAt: notes.Created, Env: map[string]string{}},
+		c:     container.Container{ID: id, Runtime: "docker", Name: nameOf(notes.Name), Image: notes.Config.Image, CreatedAt: notes.Created, Env: map[string]string{}},
 		alive: s.Running || s.Paused || s.Restarting || s.StartedAt.IsZero(),
 	}
 	for _, e := range notes.Config.Env {

@@ -26,9 +26,21 @@ var living = []api.ContainerState{api.StateCreated, api.StateRunning, api.StateP
 // entry is what is known about one container.
 type entry struct {
 	c     container.Container
-	exact bool // a list said so; an event loses labels that are called as its own attributes
-	asked bool // a question is on its way
+	exact bool      // a list said so; an event loses labels that are called as its own attributes
+	asked bool      // a question is on its way
+	alive bool      // it has processes, or has not had one yet
+	named time.Time // when its last rename was told; an answer to what was asked before has the name of before
 	round uint64
+}
+
+// take takes what a list says that was asked for at a time.
+func (e *entry) take(s *api.Summary, asked time.Time) {
+	name := e.c.Name
+	fromList(&e.c, s)
+	if e.named.After(asked) {
+		e.c.Name = name
+	}
+	e.exact, e.alive = true, slices.Contains(living, s.State)
 }
 
 // table is what a Client knows. It outlives connections; the goroutine in Run owns it.
@@ -235,24 +247,33 @@ func (t *table) event(m events.Message) {
 		at = now
 	}
 	switch m.Action {
-	case events.ActionCreate, events.ActionStart, events.ActionRename, events.ActionPause, events.ActionUnPause:
+	case events.ActionCreate, events.ActionStart:
 		if t.ended[id].After(at) {
 			return // an event from before the connection
 		}
 		e := t.entry(id)
-		renamed := m.Action == events.ActionRename
-		if !e.exact || renamed {
-			fromEvent(&e.c, m.Actor.Attributes, e.exact, renamed)
+		e.alive = true
+		if !e.exact {
+			fromEvent(&e.c, m.Actor.Attributes)
+			t.question(id, e)
 		}
-		switch m.Action {
-		case events.ActionCreate:
+		if m.Action == events.ActionCreate {
 			e.c.CreatedAt = at
-		case events.ActionStart: // some milliseconds after the user's code began: that is not when it started
+		} else { // some milliseconds after the user's code began: that is not when it started
 			delete(t.ended, id)
 		}
 		t.say(container.Upsert, e.c, now)
-		if !e.exact {
-			t.question(id, e)
+	case events.ActionRename, events.ActionPause, events.ActionUnPause:
+		e := t.entries[id]
+		if e == nil {
+			return // it has ended, or the list that is being made has it
+		}
+		if name := nameOf(m.Actor.Attributes["name"]); m.Action == events.ActionRename && name != "" {
+			e.c.Name, e.named = name, now
+		}
+		if e.alive {
+			e.round = t.round
+			t.say(container.Upsert, e.c, now)
 		}
 	case events.ActionDie, events.ActionDestroy:
 		t.end(id, at)
@@ -265,6 +286,9 @@ func (t *table) event(m events.Message) {
 // end tells the end of a container's run. What it is called stays known: it may be started again.
 func (t *table) end(id string, at time.Time) {
 	t.ended[id] = at
+	if e := t.entries[id]; e != nil {
+		e.alive = false
+	}
 	t.say(container.Gone, container.Container{ID: id, Runtime: "docker"}, at)
 }
 
@@ -286,17 +310,14 @@ func (t *table) answered(l listed) {
 	if i < 0 {
 		return
 	}
-	name := e.c.Name
-	fromList(&e.c, &l.found[i])
-	if name != "" {
-		e.c.Name = name // the event's; a rename may have overtaken the answer
-	}
-	e.exact = true
+	alive := e.alive
+	e.take(&l.found[i], l.asked)
 	// Of one that has ended, and whose end was not told, nothing is said: it would pass for alive until the next list.
 	_, ended := t.ended[l.id]
-	if alive := slices.Contains(living, l.found[i].State); alive && !t.over(l.id, l.asked) || !alive && ended {
+	if e.alive && !t.over(l.id, l.asked) || !e.alive && ended {
 		t.say(container.Upsert, e.c, time.Now())
 	}
+	e.alive = alive // what events said is newer
 }
 
 // over reports whether a container has ended since a time, as far as events told, and not begun again.
@@ -317,8 +338,7 @@ func (t *table) compare(l listed) {
 			continue
 		}
 		e := t.entry(s.ID)
-		fromList(&e.c, s)
-		e.exact = true
+		e.take(s, l.asked)
 		t.say(container.Upsert, e.c, time.Now())
 	}
 	t.synced()
