@@ -136,7 +136,12 @@ func (d *Daemon) StartDaemon(ctx context.Context) error {
 		return fmt.Errorf("start containerd: %w", err)
 	}
 	defer log.Close() // the child has its own
+	// Where it mounts an image for a moment must be below our directory: a daemon that is killed then leaves the mount to us.
+	if err := os.MkdirAll(d.path("tmp"), 0o700); err != nil {
+		return fmt.Errorf("start containerd: %w", err)
+	}
 	cmd := exec.Command("containerd", "-c", d.path("config.toml"))
+	cmd.Env = append(os.Environ(), "TMPDIR="+d.path("tmp"))
 	cmd.Stdout, cmd.Stderr = log, log
 	// Its own process group: a Ctrl-C at the terminal is for the demo, which then ends containers in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
