@@ -71,23 +71,42 @@ static __always_inline struct scope scope__walk(struct cgroup *cgrp)
 	return none;
 }
 
-static __always_inline struct scope scope__of(struct task_struct *task)
+static __always_inline u64 cgroup__leaf(struct task_struct *task)
 {
-	u64 leaf, generation = scope_generation; /* before the walk: a change during it makes the answer void */
-	struct cgroup *cgrp = 0;
+	if (cgroup_v1_subsys < 0)
+		return bpf_get_current_cgroup_id();
+	return BPF_CORE_READ(cgroup__of(task), kn, id);
+}
 
-	if (cgroup_v1_subsys < 0) {
-		leaf = bpf_get_current_cgroup_id();
-	} else {
-		cgrp = cgroup__of(task);
-		leaf = BPF_CORE_READ(cgrp, kn, id);
-	}
+/* generation is that of before the answer: a change meanwhile makes the answer void. */
+static __always_inline struct scope scope__of_leaf(struct task_struct *task, u64 leaf, u64 generation)
+{
 	struct scope_answer *known = bpf_map_lookup_elem(&scope_answers, &leaf);
 	if (known && known->generation == generation)
 		return known->scope;
 	counters__event(ORIGIN_CPU, EVENT_SCOPE_WALKS);
 	struct scope_answer answer = { .generation = generation };
-	answer.scope = scope__walk(cgrp ? cgrp : cgroup__of(task));
+	answer.scope = scope__walk(cgroup__of(task));
 	bpf_map_update_elem(&scope_answers, &leaf, &answer, BPF_ANY); /* busy: the next sample walks again */
 	return answer.scope;
+}
+
+static __always_inline struct scope scope__of(struct task_struct *task)
+{
+	u64 generation = scope_generation;
+	return scope__of_leaf(task, cgroup__leaf(task), generation);
+}
+
+/* The same for the program that runs at each tick, which mostly meets the cgroup it met at the last one. */
+static __always_inline struct scope scope__of_tick(struct counters *c, struct task_struct *task)
+{
+	u64 generation = scope_generation, leaf = cgroup__leaf(task);
+	if (c->last_leaf != leaf || c->last_generation != generation) {
+		struct scope scope = scope__of_leaf(task, leaf, generation);
+		c->last_leaf = leaf;
+		c->last_generation = generation;
+		c->last_scope = scope.id;
+		c->last_thinning = scope.thinning;
+	}
+	return (struct scope){ .id = c->last_scope, .thinning = c->last_thinning };
 }

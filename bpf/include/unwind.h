@@ -141,6 +141,11 @@ struct counters {
 	u64 runs;
 	u64 idle; /* of them: the CPU had nothing to do */
 	u64 taken;
+	/* The last answer of scope__of() on this CPU, here because this cache line is warm: what is out of scope costs no more
+	 * than this. Only the sampler's own program reads and writes it. */
+	u64 last_leaf;
+	u64 last_generation; /* 0: none yet */
+	u32 last_scope, last_thinning;
 	u64 outcomes[OUTCOME_COUNT];
 	u64 events[EVENT_COUNT];
 };

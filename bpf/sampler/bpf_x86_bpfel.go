@@ -27,12 +27,16 @@ type bpfCount struct {
 }
 
 type bpfCounters struct {
-	_        structs.HostLayout
-	Runs     uint64
-	Idle     uint64
-	Taken    uint64
-	Outcomes [9]uint64
-	Events   [5]uint64
+	_              structs.HostLayout
+	Runs           uint64
+	Idle           uint64
+	Taken          uint64
+	LastLeaf       uint64
+	LastGeneration uint64
+	LastScope      uint32
+	LastThinning   uint32
+	Outcomes       [9]uint64
+	Events         [5]uint64
 }
 
 type bpfEvent uint32

@@ -134,7 +134,7 @@ int sample(struct bpf_perf_event_data *ctx)
 		return 0;
 	}
 	struct task_struct *task = bpf_get_current_task_btf();
-	struct scope scope = scope__of(task);
+	struct scope scope = scope__of_tick(c, task);
 	if (!scope.id)
 		return 0;
 	c->taken++;
