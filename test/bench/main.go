@@ -115,10 +115,9 @@ type bench struct {
 // result is one frequency's numbers.
 type result struct {
 	hz                    int
-	empty, stack          runs // the two baselines
+	empty, stack          runs // the two baselines, half of them before the agent ran and half after
 	outside, inside       runs // stoker's program
-	insideTime            time.Duration
-	agentCPU              time.Duration
+	insideTime, agentCPU  time.Duration
 	rss, rssPeak, maps    int64
 	mapCount              int
 	firstSample, startCPU time.Duration
@@ -136,12 +135,17 @@ type other struct {
 
 func (b *bench) measure(ctx context.Context, hz int) error {
 	r := result{hz: hz}
-	say("%d Hz: baselines", hz)
+	// Before and after, because how cold the caches are, which is most of the cost, depends on what else the machine does.
+	say("%d Hz: an empty program, bpf_get_stack", hz)
 	if err := b.baselines(ctx, &r); err != nil {
 		return err
 	}
 	say("%d Hz: stoker", hz)
 	if err := b.stoker(ctx, &r); err != nil {
+		return err
+	}
+	say("%d Hz: an empty program, bpf_get_stack", hz)
+	if err := b.baselines(ctx, &r); err != nil {
 		return err
 	}
 	say("%d Hz: perf record -g", hz)
@@ -187,6 +191,8 @@ func (b *bench) load() (stop func(), err error) {
 	return stop, nil
 }
 
+// baselines adds a measurement of each of the two programs to r, alone and one after the other: side by side they would warm
+// each other's caches.
 func (b *bench) baselines(ctx context.Context, r *result) error {
 	var objs baselineObjects
 	if err := loadBaselineObjects(&objs, nil); err != nil {
@@ -198,30 +204,19 @@ func (b *bench) baselines(ctx context.Context, r *result) error {
 		return err
 	}
 	defer stop()
-	one := func(p *ebpf.Program) (runs, error) {
+	for p, sum := range map[*ebpf.Program]*runs{objs.ReturnZero: &r.empty, objs.GetStack: &r.stack} {
 		detach, err := attach(p, r.hz)
 		if err != nil {
-			return runs{}, err
+			return err
 		}
-		defer detach()
-		if err := sleep(ctx, time.Second); err != nil {
-			return runs{}, err
-		}
-		before, err := runsOf(p)
+		seen, _, err := b.watch(ctx, p)
+		detach()
 		if err != nil {
-			return runs{}, err
+			return err
 		}
-		if err := sleep(ctx, b.length); err != nil {
-			return runs{}, err
-		}
-		after, err := runsOf(p)
-		return after.sub(before), err
+		sum.n, sum.ns = sum.n+seen.n, sum.ns+seen.ns
 	}
-	if r.empty, err = one(objs.ReturnZero); err != nil {
-		return err
-	}
-	r.stack, err = one(objs.GetStack)
-	return err
+	return nil
 }
 
 // start runs one container; kill ends it.
@@ -343,7 +338,7 @@ runtimes: {containerd: {address: %s}}
 	return err
 }
 
-// watch counts the runs of a program during one measurement of a few windows.
+// watch counts the runs of a program during one measurement of two windows: what the agent does at their end counts.
 func (b *bench) watch(ctx context.Context, p *ebpf.Program) (runs, time.Duration, error) {
 	if err := sleep(ctx, time.Second); err != nil {
 		return runs{}, 0, err
@@ -353,7 +348,7 @@ func (b *bench) watch(ctx context.Context, p *ebpf.Program) (runs, time.Duration
 	if err != nil {
 		return runs{}, 0, err
 	}
-	if err := sleep(ctx, max(b.length, 20*time.Second)); err != nil { // two windows: what the agent does at their end counts
+	if err := sleep(ctx, max(b.length, 20*time.Second)); err != nil {
 		return runs{}, 0, err
 	}
 	after, err := runsOf(p)
@@ -542,9 +537,10 @@ func (r *result) print() {
 	if r.bpftrace.program.n > 0 {
 		row("bpftrace's program", us(r.bpftrace.program), fmt.Sprintf("%.2f × stoker in scope", r.bpftrace.program.each()/r.inside.each()))
 	}
+	n := r.inside.n
 	expected := float64(r.hz*cpus()) * r.insideTime.Seconds()
-	row("missed by the kernel", fmt.Sprintf("%.2f %%", 100*(expected-float64(r.inside.n))/expected), fmt.Sprintf("%d runs of %.0f ticks", r.inside.n, expected))
-	row("stoker's process", perThousand(r.agentCPU, int64(r.inside.n)), fmt.Sprintf("%.2f %% of one CPU, symbols and store included", 100*r.agentCPU.Seconds()/r.insideTime.Seconds()))
+	row("missed by the kernel", fmt.Sprintf("%.2f %%", 100*(expected-float64(n))/expected), fmt.Sprintf("%d runs of %.0f ticks", n, expected))
+	row("stoker's process", perThousand(r.agentCPU, int64(n)), fmt.Sprintf("%.2f %% of one CPU, symbols and store included", 100*r.agentCPU.Seconds()/r.insideTime.Seconds()))
 	row("perf record", perThousand(r.perf.cpu, r.perf.samples), fmt.Sprintf("%d samples, %s written, then %s CPU for perf report", r.perf.samples, mib(r.perf.outputBytes), r.perf.post.Round(time.Millisecond)))
 	row("bpftrace", perThousand(r.bpftrace.cpu, r.bpftrace.samples), fmt.Sprintf("%d samples; its start and symbols included", r.bpftrace.samples))
 	row("memory: stoker", mib(r.rss), "peak "+mib(r.rssPeak)+", bar 45 MB")
