@@ -3,6 +3,8 @@
 package e2e
 
 import (
+	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -68,7 +70,26 @@ func TestKernelTimeIsShownBelowItsCaller(t *testing.T) {
 	}
 }
 
+// The median of three runs counts: what else happens on the machine, interrupts above all, is sampled where it hits and charged to
+// nobody. Two runs decide when they agree, and a first that is right is not repeated.
 func TestCPUTimeIsWhatTheKernelCharged(t *testing.T) {
+	var wrong [][]string
+	for run := range 3 {
+		off := measureCPUTime(t)
+		if len(off) == 0 && (run == 0 || run == 2) {
+			return
+		}
+		if len(off) > 0 {
+			wrong = append(wrong, off)
+		}
+		if len(wrong) == 2 {
+			t.Fatalf("two runs of three are off:\n%s\n%s", strings.Join(wrong[0], "\n"), strings.Join(wrong[1], "\n"))
+		}
+	}
+}
+
+// measureCPUTime compares what the agent sampled in 30 s with what the kernel charged, and says where they differ too much.
+func measureCPUTime(t *testing.T) (off []string) {
 	const frequency = 97
 	a := startAgent(t, options{frequency: frequency})
 	boxes := map[string]*box{
@@ -89,13 +110,16 @@ func TestCPUTimeIsWhatTheKernelCharged(t *testing.T) {
 	for name, b := range boxes {
 		sampled := time.Duration(look(t, a.profiles(t, b.id)).total[""])
 		// Before a container is in scope runc has run in its cgroup, some 30 ms; so much is nobody's fault.
-		wantCPU(t, name, sampled, charged[name], frequency, 50*time.Millisecond)
+		if s := cpuOff(t, name, sampled, charged[name], frequency, 50*time.Millisecond); s != "" {
+			off = append(off, s)
+		}
 		allSampled += sampled
 		allCharged += charged[name]
 	}
-	off := 100 * (allSampled.Seconds() - allCharged.Seconds()) / allCharged.Seconds()
-	t.Logf("all: sampled %s, charged %s (%+.2f %%)", allSampled, allCharged, off)
-	if off > 3 || off < -3 {
-		t.Errorf("all scopes: sampled %s of %s charged by the kernel (%+.2f %%), want within 3 %%", allSampled, allCharged, off)
+	all := 100 * (allSampled.Seconds() - allCharged.Seconds()) / allCharged.Seconds()
+	t.Logf("all: sampled %s, charged %s (%+.2f %%)", allSampled, allCharged, all)
+	if all > 3 || all < -3 {
+		off = append(off, fmt.Sprintf("all scopes: sampled %s of %s charged by the kernel (%+.2f %%), want within 3 %%", allSampled, allCharged, all))
 	}
+	return off
 }

@@ -152,13 +152,22 @@ func cpuUsage(t *testing.T, path string) time.Duration {
 // one container; slack is what start and end of the two measurements may differ by.
 func wantCPU(t *testing.T, what string, got, want time.Duration, frequency int, slack time.Duration) {
 	t.Helper()
+	if off := cpuOff(t, what, got, want, frequency, slack); off != "" {
+		t.Error(off)
+	}
+}
+
+// cpuOff says what is wrong, if something is.
+func cpuOff(t *testing.T, what string, got, want time.Duration, frequency int, slack time.Duration) string {
+	t.Helper()
 	samples := want.Seconds() * float64(frequency)
 	bar := max(0.03, 4/math.Sqrt(max(samples, 1)))*want.Seconds() + slack.Seconds()
 	off := 100 * (got.Seconds() - want.Seconds()) / want.Seconds()
 	t.Logf("%s: sampled %s, charged %s (%+.2f %%)", what, got.Round(time.Millisecond), want.Round(time.Millisecond), off)
 	if math.Abs(got.Seconds()-want.Seconds()) > bar {
-		t.Errorf("%s: sampled %s of %s charged by the kernel (%+.2f %%), bar ± %.2f s", what, got, want, off, bar)
+		return fmt.Sprintf("%s: sampled %s of %s charged by the kernel (%+.2f %%), bar ± %.2f s", what, got, want, off, bar)
 	}
+	return ""
 }
 
 // eventually polls until ok returns nil, and fails with the last error after a generous time.
