@@ -70,9 +70,9 @@ type pipeline struct {
 }
 
 type pipelineStats struct {
-	samples, profiles, excludedSamples, unknownScopes, lostStacks, notDelivered, overflowed atomic.Uint64
-	cutStacks, badStrings, buildErrors                                                      atomic.Uint64
-	heldWindows                                                                             atomic.Int64
+	profiles, excludedSamples, unknownScopes, lostStacks, notDelivered, overflowed atomic.Uint64
+	cutStacks, badStrings, buildErrors                                             atomic.Uint64
+	heldWindows                                                                    atomic.Int64
 }
 
 // pipelineQueue is how many messages of the sampler may wait: a burst of new stacks while a large ELF file is parsed. The largest
@@ -138,7 +138,6 @@ func (p *pipeline) window(w sampler.Window) {
 			cw = &containerWindow{record: rec, start: w.Start, end: w.End, bootStart: w.BootStart}
 			byContainer[g] = cw
 		}
-		p.stats.samples.Add(s.n)
 		cw.samples = append(cw.samples, s)
 	}
 	for _, c := range w.Counts {
