@@ -36,8 +36,14 @@ type Container struct {
 	// of that directory: what the kernel calls the cgroup id. 0 means not known yet.
 	CgroupPath string
 	CgroupID   uint64
+	// NoCgroup says why the container has no cgroup of its own that could be sampled (a rootless engine without delegation,
+	// --cgroups=disabled). Its processes share one with strangers, so CgroupPath and CgroupID are empty. Empty: it has one, or
+	// that is not known.
+	NoCgroup string
 	// PID is the container's first process as the host numbers it, 0 when not known.
 	PID int
+	// User is the user id, in decimal, of the one whose engine or service manager runs the container. Empty: root's.
+	User string
 	// SystemdUnit is the unit's name where the container is a service or belongs to one.
 	SystemdUnit string
 	// CreatedAt is when the runtime made the record, TaskCreatedAt when the first process was made (it has not run any
