@@ -119,8 +119,9 @@ func NewCache(budgetBytes int64) *Cache {
 // device, inode, times and size is not read again; one that is not known is read and shares an Object with a known file if
 // every byte that a parse looks at is equal. Concurrent Loads of one file read it once.
 //
-// A Load under way takes up to 8 MiB, and 20 bytes per symbol of the file, beside the budget; whoever calls bounds how many there
-// are. It takes as long as the file system does: one that never answers is waited for, without hindering other Loads.
+// A Load under way takes up to 8 MiB (32 MiB for a file with MiniDebugInfo), and 20 bytes per symbol of the file, beside the
+// budget; whoever calls bounds how many there are. It takes as long as the file system does: one that never answers is waited
+// for, without hindering other Loads.
 //
 // A file that is not ELF gives [ErrNotELF]; errors are remembered for five minutes. A file without any symbol gives an Object
 // that can still turn offsets into addresses.

@@ -1,5 +1,5 @@
-// Package symbol names code addresses: it reads the symbols of ELF files (.symtab, .dynsym, the PLT, Go's pclntab), of the
-// kernel (/proc/kallsyms) and of the vDSO, and keeps them in a compact form under a byte budget.
+// Package symbol names code addresses: it reads the symbols of ELF files (.symtab, .dynsym, the PLT, MiniDebugInfo, Go's
+// pclntab), of the kernel (/proc/kallsyms) and of the vDSO, and keeps them in a compact form under a byte budget.
 //
 // The way through it: [OpenInRoot] opens a file as a container names it, [Cache.Load] reads it, [Object.Address] turns an
 // offset in the file into an ELF virtual address and [Object.Lookup] that address into functions and lines.

@@ -34,6 +34,7 @@ type Object struct {
 	buildID  string
 	segments []segment
 	table    *table
+	mini     *table // of MiniDebugInfo: what .symtab would have said and .dynsym does not
 	golang   *goTable
 	degraded bool // lines or functions were left out for their size
 
@@ -62,11 +63,16 @@ func parse(r io.ReaderAt, size, budget int64) (*Object, error) {
 	if err := o.reduce(err); err != nil {
 		return nil, err
 	}
-	if o.golang.bytesHeld()+o.table.bytesHeld() > budget {
-		o.table, o.degraded = nil, true
+	o.mini, err = m.miniSymbols(o.golang.covers)
+	if err := o.reduce(err); err != nil {
+		return nil, err
+	}
+	if o.golang.bytesHeld()+o.table.bytesHeld()+o.mini.bytesHeld() > budget {
+		o.table, o.mini, o.degraded = nil, nil, true
 	}
 	o.id, o.log = src.identity(), src.log
-	o.bytes = 256 + int64(len(o.segments))*40 + int64(cap(o.log))*16 + o.table.bytesHeld() + o.golang.bytesHeld()
+	o.bytes = 256 + int64(len(o.segments))*40 + int64(cap(o.log))*16 + o.table.bytesHeld() + o.mini.bytesHeld() +
+		o.golang.bytesHeld()
 	return o, nil
 }
 
@@ -119,7 +125,11 @@ func (o *Object) Lookup(dst []Line, a Address) []Line {
 	if o.golang.covers(a) {
 		return o.golang.lookup(dst, a)
 	}
-	if name, ok := o.table.lookup(a); ok {
+	name, ok := o.table.lookup(a)
+	if !ok {
+		name, ok = o.mini.lookup(a)
+	}
+	if ok {
 		dst = append(dst, Line{Function: demangled(name)})
 	}
 	return dst
