@@ -48,7 +48,7 @@ state() {
 	{
 		find /tmp -maxdepth 1 -type d -name 'stoker-*'
 		awk '$5 ~ /stoker/ {print "mount " $5}' /proc/self/mountinfo
-		find /sys/fs/cgroup -type d \( -name 'stoker-*' -o -path '*/docker/*' \) 2>/dev/null
+		find /sys/fs/cgroup -type d \( -name 'stoker-*' -o -path '*/docker/*' -o -path '*/kubepods/*' \) 2>/dev/null
 		ps -eo pid=,comm= | awk '$2 ~ /^(containerd|containerd-shim|dockerd|runc|stoker|demo)/ {print "process " $1 " " $2}'
 		bpftool prog show 2>/dev/null | awk '/ name (sample|unwind|process_exec|process_exit) / {print "BPF program " $1 " " $4}'
 	} | sort

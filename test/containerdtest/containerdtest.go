@@ -33,10 +33,20 @@ const startTimeout = 60 * time.Second
 // instances makes cgroup parents unique within this process.
 var instances atomic.Uint32
 
+// Options are for a containerd that is not the machine's own without its CRI plugin. The zero value is that one.
+type Options struct {
+	// Programs is a directory with containerd, ctr and containerd-shim-runc-v2 of another version. Empty: Debian's.
+	Programs string
+	// Config is the whole of config.toml. It has to give containerd the root, state and socket that the Daemon's methods of
+	// these names tell. Empty: one without the CRI plugin, in the words of containerd 1.6.
+	Config func(*Daemon) string
+}
+
 // Daemon is one private containerd.
 type Daemon struct {
-	dir    string
-	parent string // the cgroup below which its containers are, unless their Spec says otherwise
+	dir      string
+	programs string // where Options.Programs says, or empty
+	parent   string // the cgroup below which its containers are, unless their Spec says otherwise
 
 	mu       sync.Mutex // protects what follows
 	cmd      *exec.Cmd  // nil while the daemon is down
@@ -51,24 +61,28 @@ type Daemon struct {
 
 // New starts a containerd whose files are below dir, which must exist and should be empty, and waits until it answers.
 // The caller calls Stop, also when ctx has ended; removing dir is the caller's.
-func New(ctx context.Context, dir string) (*Daemon, error) {
+func New(ctx context.Context, dir string) (*Daemon, error) { return NewWith(ctx, dir, Options{}) }
+
+// NewWith is New with another containerd.
+func NewWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 	dir, err := filepath.Abs(dir)
 	if err != nil {
 		return nil, fmt.Errorf("start a private containerd: %w", err)
 	}
-	for _, program := range []string{"containerd", "ctr", "runc", "containerd-shim-runc-v2"} {
-		if _, err := exec.LookPath(program); err != nil {
-			return nil, fmt.Errorf("start a private containerd: %w; install the packages containerd and runc", err)
-		}
-	}
 	d := &Daemon{
 		dir:      dir,
+		programs: o.Programs,
 		parent:   fmt.Sprintf("/stoker-test-%d-%d", os.Getpid(), instances.Add(1)),
 		images:   map[string]string{},
 		imported: map[string]struct{}{},
 		cgroups:  map[string]struct{}{},
 	}
 	d.cgroups[d.parent] = struct{}{}
+	for _, program := range []string{d.program("containerd"), d.program("ctr"), "runc", d.program("containerd-shim-runc-v2")} {
+		if _, err := exec.LookPath(program); err != nil {
+			return nil, fmt.Errorf("start a private containerd: %w; install the packages containerd and runc", err)
+		}
+	}
 	config := fmt.Sprintf(`version = 2
 root = %[1]q
 state = %[2]q
@@ -77,7 +91,10 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
   address = %[3]q
 [plugins."io.containerd.internal.v1.opt"]
   path = %[4]q
-`, d.path("root"), d.path("state"), d.Socket(), d.path("opt"))
+`, d.Root(), d.State(), d.Socket(), d.path("opt"))
+	if o.Config != nil {
+		config = o.Config(d)
+	}
 	for _, sub := range []string{"root", "state", "opt", "runc", "logs", "images"} {
 		if err := os.MkdirAll(d.path(sub), 0o755); err != nil {
 			return nil, fmt.Errorf("start a private containerd: %w", err)
@@ -93,6 +110,18 @@ disabled_plugins = ["io.containerd.grpc.v1.cri"]
 }
 
 func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
+
+// program is the path of one of containerd's programs, or its name where it is to be looked for.
+func (d *Daemon) program(name string) string { return filepath.Join(d.programs, name) }
+
+// Root and State are where the daemon keeps its files, for good and for as long as the machine is up.
+func (d *Daemon) Root() string { return d.path("root") }
+
+// State: see Root.
+func (d *Daemon) State() string { return d.path("state") }
+
+// RuncRoot is where runc keeps what it knows of containers that Run makes.
+func (d *Daemon) RuncRoot() string { return d.path("runc") }
 
 // Socket is the path of the daemon's gRPC socket.
 func (d *Daemon) Socket() string { return d.path("containerd.sock") }
@@ -140,8 +169,11 @@ func (d *Daemon) StartDaemon(ctx context.Context) error {
 	if err := os.MkdirAll(d.path("tmp"), 0o700); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
-	cmd := exec.Command("containerd", "-c", d.path("config.toml"))
+	cmd := exec.Command(d.program("containerd"), "-c", d.path("config.toml"))
 	cmd.Env = append(os.Environ(), "TMPDIR="+d.path("tmp"))
+	if d.programs != "" { // the daemon looks for its shim there first
+		cmd.Env = append(cmd.Env, "PATH="+d.programs+string(os.PathListSeparator)+os.Getenv("PATH"))
+	}
 	cmd.Stdout, cmd.Stderr = log, log
 	// Its own process group: a Ctrl-C at the terminal is for the demo, which then ends containers in order.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -240,7 +272,7 @@ func (d *Daemon) ctr(ctx context.Context, namespace string, args ...string) (str
 	if namespace != "" {
 		all = append(all, "-n", namespace)
 	}
-	cmd := exec.CommandContext(ctx, "ctr", append(all, args...)...)
+	cmd := exec.CommandContext(ctx, d.program("ctr"), append(all, args...)...)
 	cmd.WaitDelay = 5 * time.Second // a child that inherited the pipes must not hold us
 	var stdout, stderr bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &stdout, &stderr
@@ -248,6 +280,14 @@ func (d *Daemon) ctr(ctx context.Context, namespace string, args ...string) (str
 		return stdout.String(), fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, strings.TrimSpace(stderr.String()+stdout.String()))
 	}
 	return stdout.String(), nil
+}
+
+// ClaimCgroup makes Stop end all that is in a cgroup and remove it, with parents that are then empty. For containers that were
+// not made by Run; path is below the root of each hierarchy.
+func (d *Daemon) ClaimCgroup(path string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.cgroups[path] = struct{}{}
 }
 
 // Ctr runs containerd's own command line on this daemon in a namespace ("" is "default") and returns what it printed; for

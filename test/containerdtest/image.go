@@ -187,8 +187,8 @@ func add(w *tar.Writer, name string, file File) error {
 	return err
 }
 
-// importInto makes an image known to a namespace, once.
-func (d *Daemon) importInto(ctx context.Context, namespace, ref string) error {
+// Import makes an image that Image made known to a namespace, once. Run does it by itself.
+func (d *Daemon) Import(ctx context.Context, namespace, ref string) error {
 	d.importing.Lock()
 	defer d.importing.Unlock()
 	d.mu.Lock()

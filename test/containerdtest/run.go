@@ -53,7 +53,7 @@ func (d *Daemon) Run(ctx context.Context, spec Spec) (*Container, error) {
 	if spec.CgroupsPath == "" {
 		spec.CgroupsPath = fmt.Sprintf("%s/%s/%s", d.parent, spec.Namespace, spec.ID)
 	}
-	if err := d.importInto(ctx, spec.Namespace, spec.Image); err != nil {
+	if err := d.Import(ctx, spec.Namespace, spec.Image); err != nil {
 		return nil, fmt.Errorf("run container %s: %w", spec.ID, err)
 	}
 	c := &Container{d: d, spec: spec}
@@ -64,7 +64,7 @@ func (d *Daemon) Run(ctx context.Context, spec Spec) (*Container, error) {
 	}
 	d.cgroups[spec.CgroupsPath] = struct{}{} // before the first process: Stop must find it whatever happens
 	d.mu.Unlock()
-	args := []string{"run", "-d", "--runc-root", d.path("runc"), "--cgroup", spec.CgroupsPath}
+	args := []string{"run", "-d", "--runc-root", d.RuncRoot(), "--cgroup", spec.CgroupsPath}
 	for k, v := range spec.Labels {
 		args = append(args, "--label", k+"="+v)
 	}
@@ -130,14 +130,17 @@ func (c *Container) PID() int {
 
 // CgroupID is the inode of the container's cgroup in the v2 hierarchy (also the v2 tree of a hybrid host): what the kernel
 // calls the cgroup id.
-func (c *Container) CgroupID() (uint64, error) {
+func (c *Container) CgroupID() (uint64, error) { return CgroupID(c.spec.CgroupsPath) }
+
+// CgroupID is the inode of a cgroup in the v2 hierarchy (also the v2 tree of a hybrid host): what the kernel calls its id.
+func CgroupID(path string) (uint64, error) {
 	for _, mount := range []string{"/sys/fs/cgroup/unified", "/sys/fs/cgroup"} {
 		var st syscall.Stat_t
-		if err := syscall.Stat(filepath.Join(mount, c.spec.CgroupsPath), &st); err == nil {
+		if err := syscall.Stat(filepath.Join(mount, path), &st); err == nil {
 			return st.Ino, nil
 		}
 	}
-	return 0, fmt.Errorf("cgroup id of container %s: no v2 cgroup %s", c.spec.ID, c.spec.CgroupsPath)
+	return 0, fmt.Errorf("no v2 cgroup %s", path)
 }
 
 // Log returns what the container's processes wrote to stdout and stderr so far, over all its runs. Processes of Exec are not

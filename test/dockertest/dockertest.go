@@ -266,15 +266,7 @@ func (d *Daemon) make(ctx context.Context, args []string, spec Spec) (string, er
 
 // CgroupID is the inode of a running container's cgroup in the v2 hierarchy (also the v2 tree of a hybrid host): what the
 // kernel calls the cgroup id.
-func CgroupID(id string) (uint64, error) {
-	for _, mount := range []string{trees + "/unified", trees} {
-		var st syscall.Stat_t
-		if err := syscall.Stat(filepath.Join(mount, "docker", id), &st); err == nil {
-			return st.Ino, nil
-		}
-	}
-	return 0, fmt.Errorf("cgroup id of container %s: no v2 cgroup /docker/%s", id, id)
-}
+func CgroupID(id string) (uint64, error) { return containerdtest.CgroupID("/docker/" + id) }
 
 // Stop removes all containers and ends the daemon. Calling it again does nothing.
 func (d *Daemon) Stop() error {
