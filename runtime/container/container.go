@@ -6,6 +6,7 @@ package container
 import (
 	"context"
 	"maps"
+	"strings"
 	"time"
 )
 
@@ -30,7 +31,7 @@ type Container struct {
 	Sandbox bool
 	// Labels are the container's own labels with those of its image, Annotations those of its OCI spec.
 	Labels, Annotations map[string]string
-	// Env holds only the variables that may name a service: OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES.
+	// Env holds only the variables that may name a service, as ServiceEnv picks them.
 	Env map[string]string
 	// CgroupPath is the path below the root of the cgroup hierarchy that sampling uses ("/default/c1"), CgroupID the inode
 	// of that directory: what the kernel calls the cgroup id. 0 means not known yet.
@@ -55,6 +56,18 @@ type Container struct {
 type Pod struct {
 	Name, Namespace, UID string
 	Labels, Annotations  map[string]string
+}
+
+// ServiceEnv returns those variables of a process's environment, each "NAME=value", that may name a service: the only ones that
+// are kept, for others may be secrets. It is never nil.
+func ServiceEnv(env []string) map[string]string {
+	kept := map[string]string{}
+	for _, e := range env {
+		if name, value, ok := strings.Cut(e, "="); ok && (name == "OTEL_SERVICE_NAME" || name == "OTEL_RESOURCE_ATTRIBUTES") {
+			kept[name] = value
+		}
+	}
+	return kept
 }
 
 // Key names a container among all runtimes; a restart keeps it.

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"strings"
 	"sync"
 	"time"
 
@@ -32,9 +31,6 @@ const (
 	namespaceDocker     = "moby"
 	namespaceDockerPlug = "plugins.moby"
 )
-
-// keptEnv are the only variables of a container's environment that we keep: others may be secrets.
-var keptEnv = map[string]bool{"OTEL_SERVICE_NAME": true, "OTEL_RESOURCE_ATTRIBUTES": true}
 
 // description is what a container's record says, which does not change while it runs.
 type description struct {
@@ -78,11 +74,7 @@ func describe(namespace string, r *containers.Container) (description, error) {
 		c.Annotations = spec.Annotations
 	}
 	if spec.Process != nil {
-		for _, e := range spec.Process.Env {
-			if name, value, ok := strings.Cut(e, "="); ok && keptEnv[name] {
-				c.Env[name] = value
-			}
-		}
+		c.Env = container.ServiceEnv(spec.Process.Env)
 	}
 	if spec.Linux != nil {
 		d.cgroupsPath = spec.Linux.CgroupsPath

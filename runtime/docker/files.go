@@ -10,7 +10,6 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -154,13 +153,8 @@ func parseFile(b []byte, id string) (*file, error) {
 	}
 	s := &notes.State
 	f := &file{
-		c:     container.Container{ID: id, Runtime: "docker", Name: nameOf(notes.Name), Image: notes.Config.Image, CreatedAt: notes.Created, Env: map[string]string{}},
+		c:     container.Container{ID: id, Runtime: "docker", Name: nameOf(notes.Name), Image: notes.Config.Image, CreatedAt: notes.Created, Env: container.ServiceEnv(notes.Config.Env)},
 		alive: s.Running || s.Paused || s.Restarting || s.StartedAt.IsZero(),
-	}
-	for _, e := range notes.Config.Env {
-		if name, value, ok := strings.Cut(e, "="); ok && (name == "OTEL_SERVICE_NAME" || name == "OTEL_RESOURCE_ATTRIBUTES") {
-			f.c.Env[name] = value
-		}
 	}
 	labels := notes.Config.Labels
 	if labels == nil {
