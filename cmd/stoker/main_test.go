@@ -66,7 +66,7 @@ func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
 	return []web.Container{
 		{
 			ID: "3f9c00aa11bb22cc", Name: "web", Image: "registry.example.net:5000/shop/web:1.4@sha256:00", Runtime: "docker", State: "profiled",
-			Sources:   map[string]time.Time{"containerd": clock, "cgroupfs": clock.Add(time.Millisecond)},
+			Sources:   map[string]time.Time{"containerd": clock, "cgroup": clock.Add(time.Millisecond)},
 			StartedAt: clock.Add(12 * time.Millisecond), InScopeAt: clock, ScopeBeforeStart: &yes, Service: "shop/web", PID: 42, CgroupPath: "/docker/3f",
 			GivenFrequency: 97,
 		},
@@ -76,7 +76,7 @@ func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
 		},
 		{
 			ID: "88", Name: "evil\x1b[2J\nname", Image: "x", Runtime: "containerd", State: "profiled", AskedFrequency: 499, GivenFrequency: 199,
-			StartedAt: clock, InScopeAt: clock.Add(3 * time.Millisecond), Sources: map[string]time.Time{"cgroupfs": clock},
+			StartedAt: clock, InScopeAt: clock.Add(3 * time.Millisecond), Sources: map[string]time.Time{"cgroup": clock},
 		},
 		{ID: "99", Name: "job", Image: "job", State: "gone", GoneAt: clock, StartedAt: clock.Add(-time.Second), InScopeAt: clock.Add(-990 * time.Millisecond)},
 	}, b.err

@@ -75,11 +75,11 @@ func NewScanner(h Hierarchy, log *slog.Logger) *Scanner {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Scanner{h: h, log: log.With("source", "cgroupfs"), rescan: rescanEvery, now: time.Now}
+	return &Scanner{h: h, log: log.With("source", "cgroup"), rescan: rescanEvery, now: time.Now}
 }
 
 // Name implements [container.Source].
-func (s *Scanner) Name() string { return "cgroupfs" }
+func (s *Scanner) Name() string { return "cgroup" }
 
 // Status implements [container.StatusReporter]. Not connected means that only the rescan works.
 func (s *Scanner) Status() container.Status {

@@ -118,7 +118,7 @@ func TestScannerTellsWhatExistsAndWhatComesAndGoes(t *testing.T) {
 		}
 	}
 	for _, e := range l.all {
-		if !e.Inferred || e.Source != "cgroupfs" || e.At.IsZero() {
+		if !e.Inferred || e.Source != "cgroup" || e.At.IsZero() {
 			t.Errorf("event %+v, want it inferred, with source and time", e)
 		}
 		if e.Type == container.Upsert && (e.Container.CgroupID == 0 || e.Container.CgroupPath == "") {

@@ -399,6 +399,6 @@ func (b *bench) containerd(typ container.EventType, id string, pid int, cgroup u
 
 // scan tells what the scan of the cgroup tree tells.
 func (b *bench) scan(typ container.EventType, id string, cgroup uint64) {
-	b.emit(container.Event{Type: typ, Source: "cgroupfs", Inferred: true, At: time.Now(), Container: container.Container{
+	b.emit(container.Event{Type: typ, Source: "cgroup", Inferred: true, At: time.Now(), Container: container.Container{
 		ID: id, Runtime: "docker", CgroupID: cgroup, CgroupPath: "/docker/" + id}})
 }
