@@ -45,7 +45,7 @@ func (b backend) service(r registry.Record) string {
 
 func webContainer(r registry.Record) web.Container {
 	c := web.Container{
-		ID: r.ID, Name: r.Name, Image: r.Image, Runtime: r.Runtime, Namespace: r.Namespace, KubernetesContainer: r.KubernetesContainer,
+		ID: r.ID, Name: r.Name, Image: r.Image, Runtime: r.Runtime, Namespace: r.Namespace, User: r.User, KubernetesContainer: r.KubernetesContainer,
 		Labels: r.Labels, CgroupPath: r.CgroupPath, CgroupID: r.CgroupID, PID: r.PID, SystemdUnit: r.SystemdUnit, ScopeID: r.ScopeID,
 		Sources: r.Sources, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, AnnouncedAt: r.AnnouncedAt, InScopeAt: r.InScopeAt,
 		GoneAt: r.GoneAt, State: r.State.String(), Reason: r.Reason, Notes: r.Notes, Tenant: r.Tenant,

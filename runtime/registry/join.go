@@ -17,15 +17,34 @@ import (
 // upsert finds or makes the record that an event is about, and adds what it says.
 func (r *Registry) upsert(e container.Event, round uint64) {
 	c := &e.Container
-	if c.CgroupPath == rootCgroup {
-		c.CgroupID = 0 // no scope: it would be the whole machine
-	}
+	r.claim(c, e.Inferred)
 	if c.ID == "" && c.CgroupID == 0 {
 		r.stats.nameless++
 		return
 	}
 	rec := r.byCgroup[c.CgroupID] // never has an entry for 0
 	live, gone := r.candidates(c)
+	if !e.Inferred && stays(live, c, rec) {
+		if before(&e, live) {
+			r.stats.stale++
+			return
+		}
+		r.refuse(c, "")
+		rec = nil
+	}
+	if rec != nil && !rec.gone && !e.Inferred && !rec.onlyInferred() && outranks(c, rec) {
+		heir := live
+		switch {
+		case heir == nil:
+			heir = r.create(e.At)
+		case heir.c.CgroupID != 0 && heir.c.CgroupID != c.CgroupID:
+			r.bury(heir, e.At)
+			heir = r.inherit(heir, e.At)
+		}
+		r.yield(rec, heir)
+		r.hear(heir, e, round)
+		return
+	}
 	switch {
 	case rec != nil && (rec.c.ID == c.ID || c.ID == "" || e.Inferred || rec.onlyInferred()):
 		// Known by its cgroup. Whoever knew only the id spoke about the same container.
@@ -40,10 +59,7 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 		}
 	case rec != nil && !rec.gone: // two containers in one cgroup cannot be told apart in its samples: the first has them
 		owner := rec
-		if rec = live; rec == nil || rec.c.CgroupID != 0 && rec.c.CgroupID != c.CgroupID {
-			if rec != nil {
-				r.bury(rec, e.At)
-			}
+		if rec = live; rec == nil {
 			rec = r.create(e.At)
 			r.stats.shared++
 		}
@@ -124,8 +140,12 @@ func (r *Registry) candidates(c *container.Container) (live, gone *record) {
 	return live, gone
 }
 
-// compatible reports whether two containers of the same id may be the same. Ids of 64 digits are random: they are.
+// compatible reports whether two containers of the same id may be the same. Ids of 64 digits are random: they are, unless a user
+// claims the id of a container that is another's.
 func compatible(a, b *container.Container) bool {
+	if a.User != b.User {
+		return false
+	}
 	if len(a.ID) == 64 {
 		return true
 	}
@@ -155,7 +175,7 @@ func (r *Registry) inherit(old *record, at time.Time) *record {
 	rec.described = old.described
 	for name, w := range old.told {
 		c := w.c
-		c.CgroupID, c.CgroupPath, c.PID, c.TaskCreatedAt, c.StartedAt = 0, "", 0, time.Time{}, time.Time{}
+		c.CgroupID, c.CgroupPath, c.NoCgroup, c.PID, c.TaskCreatedAt, c.StartedAt = 0, "", "", 0, time.Time{}, time.Time{}
 		rec.told[name] = &word{c: c, complete: w.complete, inferred: w.inferred, round: w.round}
 	}
 	r.stats.restarts++
@@ -276,9 +296,13 @@ func overlay(dst, src *container.Container) {
 	all(&dst.Labels, src.Labels)
 	all(&dst.Annotations, src.Annotations)
 	all(&dst.Env, src.Env)
-	if src.CgroupID != 0 || src.CgroupPath == rootCgroup {
-		dst.CgroupID, dst.CgroupPath = src.CgroupID, src.CgroupPath
+	switch {
+	case src.CgroupID != 0 || src.CgroupPath == rootCgroup:
+		dst.CgroupID, dst.CgroupPath, dst.NoCgroup = src.CgroupID, src.CgroupPath, ""
+	case dst.CgroupID == 0: // who knows the cgroup is right, whoever does not
+		text(&dst.NoCgroup, src.NoCgroup)
 	}
+	text(&dst.User, src.User)
 	if src.PID != 0 {
 		dst.PID = src.PID
 	}
@@ -304,9 +328,15 @@ func union(a, b map[string]string) map[string]string {
 // end finds the record whose run is over.
 func (r *Registry) end(e container.Event) {
 	c := &e.Container
+	if c.User == "" {
+		c.User = slice(c.CgroupPath)
+	}
 	rec := r.byCgroup[c.CgroupID]
 	live, _ := r.candidates(c)
 	switch {
+	case rec != nil && !e.Inferred && c.User != rec.c.User && c.User != "":
+		r.stats.conflicts++ // a user ends containers of that user
+		return
 	case rec != nil && !rec.gone && !e.Inferred && c.ID != "" && c.ID != rec.c.ID && !rec.onlyInferred():
 		rec = nil // another container in the same cgroup, which its id names
 		if live != nil && live.c.CgroupID == c.CgroupID {

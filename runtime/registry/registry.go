@@ -57,7 +57,7 @@ const (
 	Provisional
 	// Profiled: in scope.
 	Profiled
-	// Excluded: not in scope; Reason says which rule or label, or what about it, forbids.
+	// Excluded: not in scope; Reason says which rule or label, or what about it (it has no cgroup of its own), forbids.
 	Excluded
 	// Failed: it should be in scope but the kernel refused; Reason says why. Tried again with each window.
 	Failed

@@ -145,7 +145,7 @@ func TestSourcesAreJoinedWhicheverSpeaksFirst(t *testing.T) {
 		Labels: map[string]string{"com.docker/engine.bundle.path": "/x"}}
 	docker := container.Container{ID: id64, Runtime: "docker", Name: "web", Image: "nginx", Labels: map[string]string{"team": "blue"}}
 	say := []func(b *bench){
-		func(b *bench) { b.say("cgroupfs", container.Upsert, scan, inferred) },
+		func(b *bench) { b.say("cgroup", container.Upsert, scan, inferred) },
 		func(b *bench) { b.say("containerd", container.Upsert, containerd, partial) },
 		func(b *bench) { b.say("docker", container.Upsert, docker) },
 	}
@@ -215,9 +215,9 @@ func TestAGoneContainerIsKnownForTwoWholeWindows(t *testing.T) {
 
 func TestALateWordNamesAContainerThatIsGone(t *testing.T) {
 	b := newBench(t, Config{})
-	b.say("cgroupfs", container.Upsert, container.Container{ID: id64, CgroupID: 1}, inferred)
+	b.say("cgroup", container.Upsert, container.Container{ID: id64, CgroupID: 1}, inferred)
 	scope := b.one().ScopeID
-	b.say("cgroupfs", container.Gone, container.Container{ID: id64, CgroupID: 1}, inferred)
+	b.say("cgroup", container.Gone, container.Container{ID: id64, CgroupID: 1}, inferred)
 	b.say("docker", container.Upsert, container.Container{ID: id64, Name: "job"})
 	b.say("containerd", container.Upsert, container.Container{ID: id64, CgroupID: 1, Image: "busybox"})
 	rec, ok := b.Lookup(scope)
@@ -250,7 +250,7 @@ func TestProvisionalUntilDescribed(t *testing.T) {
 
 func TestNobodyDescribesIt(t *testing.T) {
 	b := newBench(t, Config{})
-	b.say("cgroupfs", container.Upsert, container.Container{ID: id64, Runtime: "cri-o", CgroupID: 1}, inferred)
+	b.say("cgroup", container.Upsert, container.Container{ID: id64, Runtime: "cri-o", CgroupID: 1}, inferred)
 	b.WindowEnd()
 	if rec := b.want(Provisional, 1); rec.Described {
 		t.Error("described after one window")
@@ -270,10 +270,10 @@ func TestWhatWasInferredDoesNotOutrankWhatWasTold(t *testing.T) {
 	b := newBench(t, Config{})
 	b.say("containerd", container.Upsert, container.Container{ID: id64, Name: "web", Runtime: "docker", CgroupID: 1})
 	// Somebody makes a cgroup with the name of the container.
-	b.say("cgroupfs", container.Upsert, container.Container{ID: id64, Runtime: "podman", CgroupID: 2}, inferred)
+	b.say("cgroup", container.Upsert, container.Container{ID: id64, Runtime: "podman", CgroupID: 2}, inferred)
 	b.want(Profiled, 1)
 	// The real one, under a name that says something else.
-	b.say("cgroupfs", container.Upsert, container.Container{ID: "default", Runtime: "lxc", CgroupID: 1}, inferred)
+	b.say("cgroup", container.Upsert, container.Container{ID: "default", Runtime: "lxc", CgroupID: 1}, inferred)
 	if rec := b.want(Profiled, 1); rec.Runtime != "docker" || rec.ID != id64 {
 		t.Errorf("record %+v", rec)
 	}
@@ -281,13 +281,13 @@ func TestWhatWasInferredDoesNotOutrankWhatWasTold(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 	// That the cgroup no longer exists is the kernel's word.
-	b.say("cgroupfs", container.Gone, container.Container{ID: id64, CgroupID: 1}, inferred)
+	b.say("cgroup", container.Gone, container.Container{ID: id64, CgroupID: 1}, inferred)
 	b.want(Gone)
 }
 
 func TestPauseContainersAreNotListed(t *testing.T) {
 	b := newBench(t, Config{})
-	b.say("cgroupfs", container.Upsert, container.Container{ID: id64, CgroupID: 1}, inferred)
+	b.say("cgroup", container.Upsert, container.Container{ID: id64, CgroupID: 1}, inferred)
 	b.wantScopes(1)
 	b.say("containerd", container.Upsert, container.Container{ID: id64, CgroupID: 1, Sandbox: true})
 	b.wantScopes()
@@ -295,7 +295,7 @@ func TestPauseContainersAreNotListed(t *testing.T) {
 		t.Errorf("list %+v", l)
 	}
 	// A container whose process is called pause is one, if its runtime says so.
-	b.say("cgroupfs", container.Upsert, container.Container{ID: "x", CgroupID: 2, Sandbox: true}, func(e *container.Event) { e.Inferred = true })
+	b.say("cgroup", container.Upsert, container.Container{ID: "x", CgroupID: 2, Sandbox: true}, func(e *container.Event) { e.Inferred = true })
 	b.wantScopes()
 	b.say("containerd", container.Upsert, container.Container{ID: "x", CgroupID: 2})
 	b.want(Profiled, 2)
@@ -311,15 +311,15 @@ func TestSyncedEndsWhatASourceNoLongerTells(t *testing.T) {
 		b.say("containerd", container.Synced, container.Container{}, partial)
 	}
 	list("a", "b", "c")
-	b.say("cgroupfs", container.Syncing, container.Container{}, inferred)
-	b.say("cgroupfs", container.Upsert, container.Container{ID: "c", CgroupID: 'c'}, inferred)
-	b.say("cgroupfs", container.Synced, container.Container{}, inferred)
+	b.say("cgroup", container.Syncing, container.Container{}, inferred)
+	b.say("cgroup", container.Upsert, container.Container{ID: "c", CgroupID: 'c'}, inferred)
+	b.say("cgroup", container.Synced, container.Container{}, inferred)
 	b.wantScopes('a', 'b', 'c')
 	b.say("containerd", container.Upsert, container.Container{ID: "d", CgroupID: 'd'}) // between two lists
 	list("b")
 	b.wantScopes('b', 'c') // the scan still sees c
-	b.say("cgroupfs", container.Syncing, container.Container{}, inferred)
-	b.say("cgroupfs", container.Synced, container.Container{}, inferred)
+	b.say("cgroup", container.Syncing, container.Container{}, inferred)
+	b.say("cgroup", container.Synced, container.Container{}, inferred)
 	b.wantScopes('b')
 	if s := b.Stats(); s.Missed != 3 {
 		t.Errorf("stats %+v, want 3 missed", s)
@@ -491,7 +491,8 @@ func TestOwnLabels(t *testing.T) {
 	}{
 		{name: "none", policy: allowAll, state: Profiled, given: 97, thinning: 1},
 		{name: "disabled", labels: map[string]string{LabelEnable: "false"}, policy: allowAll, state: Excluded},
-		{name: "disabled, not allowed", labels: map[string]string{LabelEnable: "false"}, state: Profiled, given: 97, thinning: 1},
+		{name: "disabled, not allowed", labels: map[string]string{LabelEnable: "false"}, state: Profiled, given: 97, thinning: 1,
+			notes: []string{`stoker.enable="false" is not allowed by container_labels`}},
 		{name: "enabled", labels: map[string]string{LabelEnable: "true"}, policy: allowAll, state: Profiled, given: 97, thinning: 1},
 		{name: "nonsense", labels: map[string]string{LabelEnable: "nö"}, policy: allowAll, state: Profiled, given: 97, thinning: 1,
 			notes: []string{`stoker.enable="nö" is neither true nor false`}},

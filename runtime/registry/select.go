@@ -1,8 +1,10 @@
 package registry
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"path"
 	"slices"
@@ -27,6 +29,7 @@ const (
 type Rule struct {
 	Exclude   bool
 	Runtime   string            // pattern
+	User      string            // pattern; user id in decimal whose rootless engine runs it, 0 for root's
 	Namespace string            // pattern; of the pod, or of containerd where there is no pod
 	Pod       string            // pattern; name of the pod
 	Name      string            // pattern; name or id of the container
@@ -73,6 +76,7 @@ func (rule *Rule) fields() []field {
 		}
 	}
 	add("runtime", rule.Runtime, func(c *container.Container) []string { return []string{c.Runtime} })
+	add("user", rule.User, func(c *container.Container) []string { return []string{cmp.Or(c.User, "0")} })
 	add("namespace", rule.Namespace, func(c *container.Container) []string {
 		if c.Pod.Namespace != "" {
 			return []string{c.Pod.Namespace}
@@ -146,6 +150,10 @@ func (r *Registry) decision(rec *record) decision {
 		exclude("it is in the same cgroup as %s, which has the samples of both; give it a cgroup of its own", displayName(&rec.shares.c))
 	case c.CgroupPath == rootCgroup:
 		exclude("it is in the root cgroup like processes outside of containers; start it with a cgroup of its own")
+	case c.CgroupID == 0 && c.NoCgroup != "":
+		exclude("it has no cgroup of its own: %s", c.NoCgroup)
+	case d.disabled(r.policy, c): // as soon as anybody says so
+		exclude("its label %s says so", LabelEnable)
 	case !rec.described:
 		// Provisional: rules may only judge what is known.
 	default:
@@ -153,8 +161,11 @@ func (r *Registry) decision(rec *record) decision {
 			exclude("rule %d of targets excludes %s", i+1, rule)
 		} else if rule == nil && slices.ContainsFunc(r.rules, func(rule Rule) bool { return !rule.Exclude }) {
 			exclude("no rule of targets names it")
-		} else if d.disabled(r.policy, c) {
-			exclude("its label %s says so", LabelEnable)
+		}
+		if v, ok := ownLabel(c, LabelEnable); ok && d.excluded {
+			if enable, err := strconv.ParseBool(v); err == nil && enable {
+				d.note("%s does not overrule targets", LabelEnable, v) // an image's labels are a stranger's words
+			}
 		}
 	}
 	return d
@@ -170,18 +181,23 @@ func (r *Registry) first(c *container.Container) (*Rule, int) {
 	return nil, 0
 }
 
-// disabled reports whether the container does not want to be profiled, and may say so.
+// disabled reports whether the container does not want to be profiled, and may say so. One no is enough, whoever else says yes: its
+// image, its pod.
 func (d *decision) disabled(p LabelPolicy, c *container.Container) bool {
-	value, ok := ownLabel(c, LabelEnable)
-	if !ok || !slices.Contains(p.Allow, "enable") {
-		return false
+	no := false
+	for value := range ownLabels(c, LabelEnable) {
+		enable, err := strconv.ParseBool(value)
+		switch {
+		case err != nil:
+			d.note("%s is neither true nor false", LabelEnable, value)
+		case enable:
+		case !slices.Contains(p.Allow, "enable"):
+			d.note("%s is not allowed by container_labels", LabelEnable, value)
+		default:
+			no = true
+		}
 	}
-	enable, err := strconv.ParseBool(value)
-	if err != nil {
-		d.note("%s is neither true nor false", LabelEnable, value)
-		return false
-	}
-	return !enable
+	return no
 }
 
 // obey reads a container's labels about how it is profiled.
@@ -228,12 +244,21 @@ func (d *decision) note(format, label, value string) {
 	d.notes = append(d.notes, fmt.Sprintf(format, fmt.Sprintf("%s=%q", label, value)))
 }
 
-// ownLabel finds a label by which a container steers itself.
-func ownLabel(c *container.Container, name string) (string, bool) {
-	for _, labels := range []map[string]string{c.Labels, c.Annotations, c.Pod.Labels, c.Pod.Annotations} {
-		if v, ok := labels[name]; ok {
-			return v, true
+// ownLabels are the values of a label by which a container steers itself, in the order in which they count.
+func ownLabels(c *container.Container, name string) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		for _, labels := range []map[string]string{c.Labels, c.Annotations, c.Pod.Labels, c.Pod.Annotations} {
+			if v, ok := labels[name]; ok && !yield(v) {
+				return
+			}
 		}
+	}
+}
+
+// ownLabel is the first of them.
+func ownLabel(c *container.Container, name string) (string, bool) {
+	for v := range ownLabels(c, name) {
+		return v, true
 	}
 	return "", false
 }

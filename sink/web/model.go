@@ -10,6 +10,8 @@ type Container struct {
 	Runtime   string `json:"runtime,omitempty"`
 	Namespace string `json:"namespace,omitempty"` // the containerd namespace, not the Kubernetes one
 	Pod       *Pod   `json:"pod,omitempty"`
+	// User is the user id of whose rootless engine or service manager runs it; empty for root's.
+	User string `json:"user,omitempty"`
 	// KubernetesContainer is the container's name in its pod spec.
 	KubernetesContainer string            `json:"kubernetes_container,omitempty"`
 	Labels              map[string]string `json:"labels,omitempty"`

@@ -46,6 +46,7 @@ type Sampling struct {
 type Rule struct {
 	Exclude   bool              `yaml:"exclude" help:"do not profile what matches"`
 	Runtime   string            `yaml:"runtime" help:"containerd, docker, … (pattern)"`
+	User      string            `yaml:"user" help:"user id whose rootless engine runs it, 0 for root's (pattern)"`
 	Namespace string            `yaml:"namespace" help:"namespace of the pod, or of containerd where there is no pod (pattern)"`
 	Pod       string            `yaml:"pod" help:"name of the pod (pattern)"`
 	Name      string            `yaml:"name" help:"name or id of the container (pattern)"`

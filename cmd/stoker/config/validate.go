@@ -144,6 +144,7 @@ func (r *Rule) validate(key string, bad func(key, format string, args ...any)) {
 		}
 	}
 	pattern(key+".runtime", r.Runtime)
+	pattern(key+".user", r.User)
 	pattern(key+".namespace", r.Namespace)
 	pattern(key+".pod", r.Pod)
 	pattern(key+".name", r.Name)
