@@ -189,6 +189,22 @@ func (h Hierarchy) OfPID(pid int) (path string, err error) {
 	return path, nil
 }
 
+// OfContainer returns the path of a container's own cgroup, where its first process is in it or has moved to one below it. id is
+// the container's, cgroupsPath what its OCI spec calls the cgroup, in whatever form, or empty. It fails as OfPID does.
+func (h Hierarchy) OfContainer(pid int, id, cgroupsPath string) (path string, err error) {
+	path, err = h.OfPID(pid)
+	if err != nil {
+		return "", err
+	}
+	if strings.HasPrefix(cgroupsPath, "/") && strings.HasPrefix(path, cgroupsPath+"/") {
+		return cgroupsPath, nil
+	}
+	if n, ok := ParsePath(path); ok && n.Kind == KindContainer && n.ID == id {
+		return n.Path, nil
+	}
+	return path, nil
+}
+
 // parseProcCgroup finds the path in the hierarchy of a controller ("" for v2) in a /proc/PID/cgroup. Hierarchies are told
 // apart by name: their numbers differ between machines.
 func parseProcCgroup(r io.Reader, controller string) (string, error) {

@@ -21,7 +21,6 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
 )
 
@@ -262,40 +261,29 @@ func (t *table) begin(e *entry, pid int) *run {
 
 // alive reports whether the first process of the run that is known is still in the cgroup that is known.
 func (t *table) alive(e *entry) bool {
-	path, err := t.h.OfPID(e.run.pid)
+	path, err := t.h.OfContainer(e.run.pid, e.d.c.ID, e.d.cgroupsPath)
 	if err != nil {
 		return false
 	}
-	id, err := t.h.ID(own(path, e.d.cgroupsPath, e.d.c.ID))
+	id, err := t.h.ID(path)
 	return err == nil && id == e.run.cgroupID
 }
 
 // locate finds the cgroup of a run from its first process, which is in it before it runs the user's code.
 func (t *table) locate(e *entry, r *run) {
-	path, err := t.h.OfPID(r.pid)
-	if err == nil {
-		path = own(path, e.d.cgroupsPath, e.d.c.ID)
-	} else if path = e.d.cgroupsPath; !strings.HasPrefix(path, "/") {
-		t.n.unlocated.Add(1)
-		return
-	} // the process has ended already; its cgroup may be there still
+	path, err := t.h.OfContainer(r.pid, e.d.c.ID, e.d.cgroupsPath)
+	if err != nil { // the process has ended already; its cgroup may be there still
+		if path = e.d.cgroupsPath; !strings.HasPrefix(path, "/") {
+			t.n.unlocated.Add(1)
+			return
+		}
+	}
 	id, err := t.h.ID(path)
 	if err != nil {
 		t.n.unlocated.Add(1)
 		return
 	}
 	r.cgroupPath, r.cgroupID = path, id
-}
-
-// own returns the container's own cgroup where its process has moved to one below it.
-func own(path, cgroupsPath, id string) string {
-	if strings.HasPrefix(cgroupsPath, "/") && strings.HasPrefix(path, cgroupsPath+"/") {
-		return cgroupsPath
-	}
-	if n, ok := cgroupfs.ParsePath(path); ok && n.Kind == cgroupfs.KindContainer && n.ID == id {
-		return n.Path
-	}
-	return path
 }
 
 // end takes the end of a container's first process. pid 0 is whichever runs.

@@ -211,7 +211,7 @@ func (c *Container) Pod() *Pod { return c.pod }
 // CgroupPath is the container's cgroup as a path below the root of each hierarchy.
 func (c *Container) CgroupPath() string { return path.Join(c.pod.spec.CgroupParent, c.id) }
 
-// CgroupID is what the kernel calls the id of the container's cgroup. It has one from Create on.
+// CgroupID is what the kernel calls the id of the container's cgroup. It has one while it runs.
 func (c *Container) CgroupID() (uint64, error) { return containerdtest.CgroupID(c.CgroupPath()) }
 
 // Start starts a container that was created. It returns when the first process runs the user's code.
@@ -260,7 +260,7 @@ func (c *Container) Remove(ctx context.Context) error {
 	return nil
 }
 
-// PID is the container's first process as the host numbers it. It has one from Create on, until it ends.
+// PID is the container's first process as the host numbers it, while it runs.
 func (c *Container) PID(ctx context.Context) (int, error) {
 	ctx, cancel := call(ctx)
 	defer cancel()
