@@ -127,27 +127,27 @@ func TestOfPIDReadsTheHierarchyByName(t *testing.T) {
 
 func TestOfContainerIsTheContainersOwnCgroup(t *testing.T) {
 	proc, id := t.TempDir(), strings.Repeat("3f", 32)
-	write(t, proc, "1/cgroup", "0::/default/c1\n")
-	write(t, proc, "2/cgroup", "0::/default/c1/init.scope\n")
+	write(t, proc, "1/cgroup", "0::/mine/c1\n")
+	write(t, proc, "2/cgroup", "0::/mine/c1/init.scope\n")
 	write(t, proc, "3/cgroup", "0::/docker/"+id+"/sub/x\n")
-	write(t, proc, "4/cgroup", "0::/default/c10\n")
+	write(t, proc, "4/cgroup", "0::/mine/c10\n")
 	for _, c := range []struct {
 		pid                   int
 		id, cgroupsPath, want string
 	}{
-		{1, "c1", "/default/c1", "/default/c1"},
-		{1, "c1", "", "/default/c1"},
-		{2, "c1", "/default/c1", "/default/c1"},
-		{2, "c1", "", "/default/c1/init.scope"}, // nothing says that it is not the container's
+		{1, "c1", "/mine/c1", "/mine/c1"},
+		{1, "c1", "", "/mine/c1"},
+		{2, "c1", "/mine/c1", "/mine/c1"},
+		{2, "c1", "", "/mine/c1/init.scope"}, // nothing says that it is not the container's
 		{3, id, "system.slice:docker:" + id, "/docker/" + id},
 		{3, strings.Repeat("4e", 32), "", "/docker/" + id + "/sub/x"},
-		{4, "c1", "/default/c1", "/default/c10"},
+		{4, "c1", "/mine/c1", "/mine/c10"},
 	} {
 		if got, err := (Hierarchy{Proc: proc}).OfContainer(c.pid, c.id, c.cgroupsPath); err != nil || got != c.want {
 			t.Errorf("pid %d of container %s at %q: got %q, %v, want %q", c.pid, c.id, c.cgroupsPath, got, err, c.want)
 		}
 	}
-	if _, err := (Hierarchy{Proc: proc}).OfContainer(404, "c1", "/default/c1"); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := (Hierarchy{Proc: proc}).OfContainer(404, "c1", "/mine/c1"); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("got %v, want fs.ErrNotExist", err)
 	}
 }
