@@ -18,6 +18,9 @@ func TestRulesSurvivePacking(t *testing.T) {
 		{Kind: Normal, Base: ARM64FP, CFA: 512, FP: AtCFA, FPAt: -512, RA: AtCFA, RAAt: -504, Signed: true},
 		{Kind: Deref, Base: X86FP, CFA: -8, Plus: 16, FP: AtFP, RA: AtCFA, RAAt: -8},
 		{Kind: Deref, Base: X86FP, CFA: -8, Plus: -16, FP: AtFP, FPAt: 8, RA: AtCFA, RAAt: -8},
+		{Kind: Deref, Base: X86SP, CFA: 544, Plus: 8, FP: AtCFA, FPAt: -16, RA: AtCFA, RAAt: -8},
+		{Kind: Indexed, Base: 9, CFA: 8, Plus: 8, FP: AtCFA, FPAt: -24, RA: AtCFA, RAAt: -8},
+		{Kind: Normal, Base: X86BX, CFA: 24, FP: AtCFA, FPAt: -16, RA: AtCFA, RAAt: -8, BXAt: -24},
 		{Kind: PLT, Base: X86SP, CFA: 8, Plus: 11, RA: AtCFA, RAAt: -8},
 	} {
 		if !r.fits() {
@@ -36,6 +39,9 @@ func TestRulesSurvivePacking(t *testing.T) {
 		{Kind: Normal, RA: AtCFA, RAAt: maxSlotAt + 8},
 		{Kind: Normal, RA: Unchanged, RAAt: 32},
 		{Kind: Deref, Base: X86FP, RA: AtCFA, RAAt: -16},
+		{Kind: Normal, RA: Lost},
+		{Kind: Normal, RA: AtCFA, RAAt: -16, BXAt: -24},
+		{Kind: Deref, RA: AtCFA, RAAt: -8, BXAt: -24},
 		{Kind: PLT, Base: X86SP, CFA: 8, Plus: 16, RA: AtCFA, RAAt: -8},
 	} {
 		if r.fits() {
