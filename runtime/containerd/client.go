@@ -6,9 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -26,6 +24,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/follow"
 )
 
 const (
@@ -60,23 +59,16 @@ type Client struct {
 	name, address string
 	h             cgroupfs.Hierarchy
 	log           *slog.Logger
-	optional      bool // nobody asked for this socket: that it is absent is not worth a warning
-	status        state
+	loop          *follow.Loop[*types.Envelope, listed]
 	n             counts
 	times         times
-	// first is called once: when all that exists was told, or when it is clear that nothing can be (no socket, no permission).
-	// nil says Synced in the second case.
-	first func(told bool)
 }
 
 // times are fixed; tests shorten them.
-type times struct {
-	call, list, secondList, listEvery, minBackoff, absentEvery time.Duration
-	queue                                                      int
-}
+type times struct{ call, list time.Duration }
 
 type counts struct {
-	connects, events, overflows, malformed, lists, listErrors, describeErrors, unlocated, late atomic.Uint64
+	malformed, describeErrors, unlocated, late atomic.Uint64
 }
 
 // Stats are counts since the start.
@@ -103,8 +95,12 @@ func NewClient(name, address string, h cgroupfs.Hierarchy, log *slog.Logger) *Cl
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Client{name: name, address: address, h: h, log: log.With("source", name),
-		times: times{callTimeout, listTimeout, secondList, listEvery, minBackoff, absentEvery, queueLength}}
+	log = log.With("source", name)
+	return &Client{name: name, address: address, h: h, log: log, times: times{callTimeout, listTimeout},
+		loop: follow.New[*types.Envelope, listed](follow.Config{
+			Source: name, Engine: "containerd", Address: address, Queue: queueLength, Asking: asking, Log: log,
+			Times: follow.Times{SecondList: secondList, ListEvery: listEvery, MinBackoff: minBackoff, MaxBackoff: maxBackoff, AbsentEvery: absentEvery},
+		})}
 }
 
 // Name implements [container.Source].
@@ -114,16 +110,14 @@ func (c *Client) Name() string { return c.name }
 func (c *Client) Address() string { return c.address }
 
 // Status implements [container.StatusReporter].
-func (c *Client) Status() container.Status {
-	st, _ := c.status.get()
-	return st
-}
+func (c *Client) Status() container.Status { return c.loop.Status() }
 
 // Stats may be called at any time.
 func (c *Client) Stats() Stats {
+	l := c.loop.Stats()
 	return Stats{
-		Connects: c.n.connects.Load(), Events: c.n.events.Load(), Overflows: c.n.overflows.Load(), Malformed: c.n.malformed.Load(), Lists: c.n.lists.Load(),
-		ListErrors: c.n.listErrors.Load(), DescribeErrors: c.n.describeErrors.Load(), Unlocated: c.n.unlocated.Load(), Late: c.n.late.Load(),
+		Connects: l.Connects, Events: l.Events, Overflows: l.Overflows, Malformed: c.n.malformed.Load(), Lists: l.Lists, ListErrors: l.ListErrors,
+		DescribeErrors: c.n.describeErrors.Load(), Unlocated: c.n.unlocated.Load(), Late: c.n.late.Load(),
 	}
 }
 
@@ -139,40 +133,7 @@ func (c *Client) Counts() map[string]uint64 {
 // Run implements [container.Source]. It ends with ctx only: that containerd is not there, or does not answer, is what Status
 // tells.
 func (c *Client) Run(ctx context.Context, emit func(container.Event)) error {
-	t := newTable(c, emit)
-	backoff := c.times.minBackoff
-	for {
-		synced, err := c.connect(ctx, t)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		err = c.remedy(err)
-		absent := errors.Is(err, fs.ErrNotExist)
-		if c.status.set(false, err) {
-			level := slog.LevelWarn
-			if absent && c.optional {
-				level = slog.LevelDebug // most machines have one containerd, not one at each usual place
-			}
-			c.log.Log(ctx, level, "containerd is not followed", "err", err)
-		}
-		if absent || errors.Is(err, fs.ErrPermission) {
-			t.settled(false) // whoever waits for the first list need not wait for us
-		}
-		if synced {
-			backoff = c.times.minBackoff
-		}
-		// Between half and all of the back-off: agents of many nodes, or sources of many sockets, do not march in step.
-		wait := backoff/2 + rand.N(backoff/2+1)
-		backoff = min(2*backoff, maxBackoff)
-		if absent {
-			wait, backoff = c.times.absentEvery, c.times.minBackoff
-		}
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(wait):
-		}
-	}
+	return c.loop.Run(ctx, emit, newTable(c))
 }
 
 // api is the part of containerd's API that is used.
@@ -188,69 +149,72 @@ func inNamespace(ctx context.Context, namespace string) context.Context {
 	return metadata.AppendToOutgoingContext(ctx, "containerd-namespace", namespace)
 }
 
-// connect follows containerd until the connection is lost. synced tells whether all that it has was told at least once.
-func (c *Client) connect(ctx context.Context, t *table) (synced bool, err error) {
+// connection is one connection, and what is received and read over it.
+type connection = follow.Connection[*types.Envelope, listed]
+
+// Connect implements [follow.Engine].
+func (t *table) Connect(ctx context.Context) (_ connection, err error) {
+	c := t.Client
 	dial := func(ctx context.Context, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: c.times.call}).DialContext(ctx, "unix", c.address)
 	}
 	// Ask the kernel first: its answer (no socket, no permission, nobody listens) is clearer than gRPC's.
 	probe, err := dial(ctx, "")
 	if err != nil {
-		return false, err
+		return connection{}, err
 	}
 	if err := probe.Close(); err != nil {
-		return false, err
+		return connection{}, err
 	}
 	conn, err := grpc.NewClient("passthrough:///"+c.address, grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithDisableServiceConfig(), grpc.WithAuthority("localhost"))
 	if err != nil {
-		return false, err
+		return connection{}, err
 	}
-	defer conn.Close()
+	defer func() {
+		if err != nil {
+			conn.Close()
+		}
+	}()
 	a := &api{namespaces.NewNamespacesClient(conn), containers.NewContainersClient(conn), tasks.NewTasksClient(conn), eventsservice.NewEventsClient(conn)}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	t.api = a
 
 	// A stream that hangs is silent; a call that hangs ends.
 	call, cancelCall := context.WithTimeout(ctx, c.times.call)
 	_, err = a.namespaces.List(call, &namespaces.ListNamespacesRequest{})
 	cancelCall()
 	if err != nil {
-		return false, fmt.Errorf("list namespaces: %w", err)
+		return connection{}, fmt.Errorf("list namespaces: %w", err)
 	}
 	stream, err := a.events.Subscribe(ctx, &eventsservice.SubscribeRequest{Filters: filters})
 	if err != nil {
-		return false, fmt.Errorf("subscribe to events: %w", err)
+		return connection{}, fmt.Errorf("subscribe to events: %w", err)
 	}
-	c.n.connects.Add(1)
-	queue := make(chan *types.Envelope, c.times.queue)
-	overflow := make(chan struct{}, 1)
-	ended := make(chan error, 1)
-	var receiver sync.WaitGroup
-	receiver.Go(func() { ended <- c.receive(stream, queue, overflow) })
-	defer receiver.Wait() // after cancel
-	defer cancel()
-	return t.follow(ctx, a, queue, overflow, ended)
+	return connection{
+		Receive: func(_ context.Context, take func(*types.Envelope)) error {
+			for { // what we do not take, containerd keeps in memory without bound
+				env, err := stream.Recv()
+				if err != nil {
+					return fmt.Errorf("receive events: %w", err)
+				}
+				take(env)
+			}
+		},
+		List:  func(ctx context.Context) (listed, error) { return t.list(ctx, a) },
+		Close: func() { conn.Close() },
+	}, nil
 }
 
-// receive drains the stream: what we do not take, containerd keeps in memory without bound.
-func (c *Client) receive(stream eventsservice.Events_SubscribeClient, queue chan<- *types.Envelope, overflow chan<- struct{}) error {
-	for {
-		env, err := stream.Recv()
-		if err != nil {
-			return fmt.Errorf("receive events: %w", err)
-		}
-		c.n.events.Add(1)
-		select {
-		case queue <- env:
-		default:
-			c.n.overflows.Add(1)
-			select {
-			case overflow <- struct{}{}:
-			default: // it is known already
-			}
-		}
+// Explain implements [follow.Engine].
+func (c *Client) Explain(err error) (follow.Trouble, error) {
+	trouble := follow.Broken
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		trouble = follow.Absent
+	case errors.Is(err, fs.ErrPermission):
+		trouble = follow.Barred
 	}
+	return trouble, c.remedy(err)
 }
 
 // remedy says what to do about an error, keeping it.

@@ -27,7 +27,7 @@ import (
 
 // quick shortens a client's times.
 func quick(c *Client) *Client {
-	c.times.minBackoff, c.times.absentEvery, c.times.secondList = 5*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
+	c.loop.Times.MinBackoff, c.loop.Times.AbsentEvery, c.loop.Times.SecondList = 5*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 	return c
 }
 
@@ -94,7 +94,7 @@ func TestARestartIsAnotherRun(t *testing.T) {
 func TestNobodyWaitsForAnAnswer(t *testing.T) {
 	f, b := started(t)
 	b.client.times.call = time.Minute
-	b.client.times.secondList = time.Hour // it would describe them
+	b.client.loop.Times.SecondList = time.Hour // it would describe them
 	f.get = func(ctx context.Context, k key) error {
 		if strings.HasPrefix(k.id, "slow") {
 			<-ctx.Done()
@@ -225,8 +225,8 @@ func TestTooManyEventsAreMadeUpForByAList(t *testing.T) {
 	f := newFake(t)
 	f.start()
 	c := quick(NewClient("containerd", f.socket(), f.hierarchy(), nil))
-	c.times.queue = 8
-	c.times.secondList = time.Hour // the overflow alone must do it
+	c.loop.Queue = 8
+	c.loop.Times.SecondList = time.Hour // the overflow alone must do it
 	b := newBench(t, c)
 	b.fake = f
 	b.run()
@@ -292,7 +292,7 @@ func TestALostConnectionLosesNothing(t *testing.T) {
 
 func TestAListThatIsOlderThanAnEventDoesNotBringAContainerBack(t *testing.T) {
 	f, b := started(t)
-	b.client.times.secondList = time.Hour
+	b.client.loop.Times.SecondList = time.Hour
 	b.run()
 	b.synced()
 	f.run("default", "web", 10)
@@ -475,7 +475,7 @@ func TestAContainerdThatHangsLaterIsNoticed(t *testing.T) {
 	f := newFake(t)
 	f.start()
 	c := quick(NewClient("containerd", f.socket(), f.hierarchy(), nil))
-	c.times.list, c.times.listEvery = 50*time.Millisecond, 20*time.Millisecond
+	c.times.list, c.loop.Times.ListEvery = 50*time.Millisecond, 20*time.Millisecond
 	b := newBench(t, c)
 	b.fake = f
 	f.run("default", "web", 10)
@@ -500,7 +500,7 @@ func TestAContainerdThatHangsLaterIsNoticed(t *testing.T) {
 // What changes between two lists, or with an event, is told.
 func TestLabelsThatChangeAreTold(t *testing.T) {
 	f, b := started(t)
-	b.client.times.listEvery = 20 * time.Millisecond
+	b.client.loop.Times.ListEvery = 20 * time.Millisecond
 	f.run("default", "web", 10)
 	b.run()
 	b.synced()

@@ -12,7 +12,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -87,7 +86,7 @@ func newUsual(places []place, cfg Config) *Usual {
 	u := &Usual{log: cfg.Log}
 	for _, p := range places {
 		c := NewClient(p.name, p.address, cfg.Hierarchy, cfg.Log)
-		c.optional = true
+		c.loop.Optional = true
 		u.clients = append(u.clients, c)
 	}
 	return u
@@ -107,7 +106,7 @@ func (u *Usual) Run(ctx context.Context, emit func(container.Event)) error {
 	var mu sync.Mutex
 	waiting, own := len(u.clients), false
 	for i, c := range u.clients {
-		c.first = func(told bool) {
+		c.loop.Settled = func(told bool) {
 			mu.Lock()
 			defer mu.Unlock()
 			waiting--
@@ -130,11 +129,11 @@ func (u *Usual) Status() container.Status {
 	var connected []container.Status
 	var newest time.Time
 	for _, c := range u.clients {
-		st, absent := c.status.get()
+		st := c.Status()
 		switch {
 		case st.Connected:
 			connected = append(connected, st)
-		case absent:
+		case st.Absent:
 			if st.Since.After(newest) {
 				newest = st.Since
 			}
@@ -166,32 +165,3 @@ func (u *Usual) Counts() map[string]uint64 {
 
 // Clients returns the clients of all places, for their statistics.
 func (u *Usual) Clients() []*Client { return u.clients }
-
-// state is what Status tells.
-type state struct {
-	mu     sync.Mutex // protects what follows
-	status container.Status
-	absent bool // there is no socket
-}
-
-func (s *state) get() (container.Status, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.status, s.absent
-}
-
-// set takes a new state and reports whether it differs from the one before.
-func (s *state) set(connected bool, err error) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	s.absent = errors.Is(err, fs.ErrNotExist)
-	if s.status.Connected == connected && s.status.Err == text && !s.status.Since.IsZero() {
-		return false
-	}
-	s.status = container.Status{Connected: connected, Err: text, Since: time.Now()}
-	return true
-}

@@ -160,7 +160,7 @@ const tries = 5
 
 // ask reads the record of a container and of its pod, again after a while where that fails.
 func (c *Client) ask(ctx context.Context, a *api, p *pods, k key) described {
-	wait := c.times.minBackoff
+	wait := c.loop.Times.MinBackoff
 	for try := 1; ; try++ {
 		d, err := c.askOnce(ctx, a, p, k)
 		if err == nil || status.Code(err) == codes.NotFound || try == tries || ctx.Err() != nil {

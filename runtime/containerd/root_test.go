@@ -128,7 +128,7 @@ func TestRealContainerThatIsOverAtOnce(t *testing.T) {
 // containerd is killed while containers come and go, again and again; in the end the registry knows what the machine has.
 func TestRealContainerdIsKilledUnderLoad(t *testing.T) {
 	d, b := private(t)
-	b.client.times.minBackoff = 20 * time.Millisecond
+	b.client.loop.Times.MinBackoff = 20 * time.Millisecond
 	ctx := t.Context()
 	must(t, d.StopDaemon())
 	must(t, d.StartDaemon(ctx))
@@ -242,7 +242,7 @@ func TestRealContainerdIsKilledUnderLoad(t *testing.T) {
 // A paused containerd hangs: that is said, and nothing else happens.
 func TestRealContainerdThatHangs(t *testing.T) {
 	d, b := private(t)
-	b.client.times.list, b.client.times.listEvery, b.client.times.call = time.Second, 50*time.Millisecond, time.Second
+	b.client.times.list, b.client.loop.Times.ListEvery, b.client.times.call = time.Second, 50*time.Millisecond, time.Second
 	launch(t, d, containerdtest.Spec{ID: "web"})
 	b.run()
 	b.synced()

@@ -7,7 +7,6 @@ import (
 	"io"
 	"maps"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
@@ -22,6 +21,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/follow"
 )
 
 // asking is how many records are read at a time.
@@ -61,148 +61,33 @@ type ending struct {
 // table is what a Client knows. It outlives connections; the goroutine in Run owns it.
 type table struct {
 	*Client
-	emit    func(container.Event)
 	entries map[key]*entry
 	ended   map[key]ending
 	pods    *pods
-	round   uint64
-	todo    []key // records to read
-	busy    int   // how many are being read
-	once    bool  // first was called
+	api     *api // of the connection
 }
 
-func newTable(c *Client, emit func(container.Event)) *table {
-	return &table{Client: c, emit: emit, entries: map[key]*entry{}, ended: map[key]ending{}, pods: &pods{known: map[key]pod{}}}
+var _ follow.Engine[*types.Envelope, listed] = (*table)(nil)
+
+func newTable(c *Client) *table {
+	return &table{Client: c, entries: map[key]*entry{}, ended: map[key]ending{}, pods: &pods{known: map[key]pod{}}}
 }
 
 // listed is all that containerd has.
 type listed struct {
 	tasks   map[key]*task.Process
 	records map[key]*containers.Container
-	err     error
 }
 
-// follow tells what containerd has, then what changes, until the connection or ctx ends.
-func (t *table) follow(ctx context.Context, a *api, queue <-chan *types.Envelope, overflow <-chan struct{}, ended <-chan error) (synced bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	var helpers sync.WaitGroup
-	defer helpers.Wait()
-	defer cancel()
-	lists := make(chan listed, 1)
-	answers := make(chan described, asking)
-	listing, again := false, false
-	failures := 0
-	next := time.NewTimer(t.times.secondList)
-	defer next.Stop()
-	list := func() {
-		if listing {
-			again = true // something was lost while it was made
-			return
-		}
-		listing = true
-		t.syncing()
-		helpers.Go(func() { lists <- t.list(ctx, a) })
-	}
-	defer func() { // questions of this connection get no answer
-		for _, e := range t.entries {
-			e.asked, e.again = false, false
-		}
-		t.todo, t.busy = nil, 0
-	}()
-	list()
-	for {
-		for t.busy < asking && len(t.todo) > 0 {
-			k := t.todo[0]
-			t.todo = t.todo[1:]
-			t.busy++
-			helpers.Go(func() {
-				select {
-				case answers <- t.ask(ctx, a, t.pods, k):
-				case <-ctx.Done():
-				}
-			})
-		}
-		select {
-		case env := <-queue:
-			t.event(env)
-		case answer := <-answers:
-			t.busy--
-			t.answered(answer)
-		case <-overflow:
-			t.log.Warn("too many events at once: everything is listed again")
-			list()
-		case <-next.C:
-			list()
-		case l := <-lists:
-			listing = false
-			wait := t.times.listEvery
-			switch {
-			case l.err != nil:
-				t.n.listErrors.Add(1)
-				failures++
-				if t.status.set(false, t.remedy(l.err)) {
-					t.log.Warn("containers were not compared with containerd's", "err", t.remedy(l.err))
-				}
-				wait = min(t.times.secondList<<min(failures-1, 5), t.times.listEvery)
-			default:
-				failures = 0
-				t.compare(l)
-				if t.status.set(true, nil) {
-					t.log.Info("containerd is followed", "address", t.address, "containers", len(l.tasks))
-				}
-				if !synced {
-					wait = t.times.secondList
-				}
-				synced = true
-			}
-			if again {
-				again = false
-				list()
-				continue
-			}
-			next.Reset(wait)
-		case err := <-ended:
-			for { // what came before the end
-				select {
-				case env := <-queue:
-					t.event(env)
-					continue
-				default:
-				}
-				return synced, err
-			}
-		case <-ctx.Done():
-			return synced, ctx.Err()
-		}
+// Disconnected implements [follow.Engine].
+func (t *table) Disconnected() {
+	for _, e := range t.entries {
+		e.asked, e.again = false, false
 	}
 }
 
 func (t *table) say(typ container.EventType, c container.Container, complete bool) {
-	t.emit(container.Event{Type: typ, Source: t.name, Complete: complete, Container: c, At: time.Now()})
-}
-
-func (t *table) syncing() {
-	t.round++
-	t.say(container.Syncing, container.Container{}, false)
-}
-
-func (t *table) synced() {
-	t.say(container.Synced, container.Container{}, false)
-	t.settled(true)
-}
-
-// settled says, once, that what exists was told, or that nothing can be.
-func (t *table) settled(told bool) {
-	if t.once {
-		return
-	}
-	t.once = true
-	switch {
-	case t.first != nil:
-		t.first(told)
-	case !told:
-		t.say(container.Synced, container.Container{}, false)
-	}
+	t.loop.Say(container.Event{Type: typ, Complete: complete, Container: c})
 }
 
 func (t *table) entry(k key) *entry {
@@ -216,7 +101,7 @@ func (t *table) entry(k key) *entry {
 		t.entries[k] = e
 	}
 	e.deleted = false
-	e.round = t.round
+	e.round = t.loop.Round()
 	return e
 }
 
@@ -227,7 +112,11 @@ func (t *table) question(k key, e *entry) {
 		return
 	}
 	e.asked = true
-	t.todo = append(t.todo, k)
+	a := t.api
+	t.loop.Ask(func(ctx context.Context) func() {
+		answer := t.ask(ctx, a, t.pods, k)
+		return func() { t.answered(answer) }
+	})
 }
 
 // upsert tells a run of a container with all that is known.
@@ -252,7 +141,7 @@ func (t *table) begin(e *entry, pid int) *run {
 		e.run = &run{pid: pid}
 		e.ended = nil
 	}
-	e.run.round = t.round
+	e.run.round = t.loop.Round()
 	if e.run.cgroupID == 0 {
 		t.locate(e, e.run)
 	}
@@ -303,8 +192,8 @@ func (t *table) end(k key, pid int) {
 	t.say(container.Gone, container.Container{ID: k.id, Namespace: k.namespace, Runtime: e.d.c.Runtime, PID: r.pid, CgroupPath: r.cgroupPath, CgroupID: r.cgroupID}, false)
 }
 
-// event takes one event.
-func (t *table) event(env *types.Envelope) {
+// Event implements [follow.Engine].
+func (t *table) Event(env *types.Envelope) {
 	message := func(m proto.Message) bool {
 		if err := proto.Unmarshal(env.GetEvent().GetValue(), m); err != nil {
 			t.complain(fmt.Errorf("read an event of topic %q in namespace %q: %w", env.GetTopic(), env.GetNamespace(), err))
@@ -425,22 +314,21 @@ func (t *table) describe(e *entry, d description) {
 	}
 }
 
-// list reads all that containerd has. It runs beside follow and changes nothing.
-func (t *table) list(ctx context.Context, a *api) listed {
-	t.n.lists.Add(1)
+// list reads all that containerd has. It runs beside the loop and changes nothing.
+func (t *table) list(ctx context.Context, a *api) (listed, error) {
 	l := listed{tasks: map[key]*task.Process{}, records: map[key]*containers.Container{}}
 	call, cancel := context.WithTimeout(ctx, t.times.call)
 	defer cancel()
 	all, err := a.namespaces.List(call, &namespaces.ListNamespacesRequest{})
 	if err != nil {
-		return listed{err: fmt.Errorf("list namespaces: %w", err)}
+		return listed{}, fmt.Errorf("list namespaces: %w", err)
 	}
 	for _, ns := range all.GetNamespaces() {
 		if err := t.listNamespace(ctx, a, ns.GetName(), &l); err != nil {
-			return listed{err: fmt.Errorf("namespace %s: %w", ns.GetName(), err)}
+			return listed{}, fmt.Errorf("namespace %s: %w", ns.GetName(), err)
 		}
 	}
-	return l
+	return l, nil
 }
 
 func (t *table) listNamespace(ctx context.Context, a *api, namespace string, l *listed) error {
@@ -481,8 +369,8 @@ func (t *table) listNamespace(ctx context.Context, a *api, namespace string, l *
 	return nil
 }
 
-// compare tells all that was listed, and forgets what was not and has not been told since.
-func (t *table) compare(l listed) {
+// Compare implements [follow.Engine].
+func (t *table) Compare(l listed) int {
 	for k, r := range l.records {
 		if r.GetLabels()[labelKind] != "sandbox" {
 			continue
@@ -514,9 +402,8 @@ func (t *table) compare(l listed) {
 			}
 		}
 	}
-	t.synced()
 	for k, e := range t.entries {
-		if e.round != t.round {
+		if e.round != t.loop.Round() {
 			if e.run != nil {
 				t.end(k, e.run.pid)
 			}
@@ -525,13 +412,14 @@ func (t *table) compare(l listed) {
 	}
 	maps.DeleteFunc(t.ended, func(_ key, end ending) bool { return time.Since(end.at) > 2*t.times.list })
 	t.pods.retain(l.records)
+	return len(l.tasks)
 }
 
 // found brings an entry in line with its listed task; nil means that it has none.
 func (t *table) found(k key, e *entry, p *task.Process) {
 	r := e.run
 	if p == nil {
-		if r != nil && r.round != t.round { // its end was not told; a run that was told of since the list began is younger
+		if r != nil && r.round != t.loop.Round() { // its end was not told; a run that was told of since the list began is younger
 			t.end(k, r.pid)
 		}
 		return

@@ -8,13 +8,11 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -24,6 +22,7 @@ import (
 	"github.com/moby/moby/client"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/follow"
 )
 
 const (
@@ -75,21 +74,19 @@ type Client struct {
 	config        string // the engine's configuration
 	units         string // where systemd shows its active units
 	log           *slog.Logger
-	optional      bool // nobody asked for this socket: that it is absent is not worth a warning
-	status        state
+	loop          *follow.Loop[events.Message, listed]
 	n             counts
 	times         times
 }
 
 // times are fixed; tests shorten them.
 type times struct {
-	call, list, secondList, listEvery, filesEvery, minBackoff, absentEvery time.Duration
-	queue                                                                  int
-	answer, event                                                          int64
+	call, list    time.Duration
+	answer, event int64
 }
 
 type counts struct {
-	connects, events, overflows, malformed, lists, listErrors, describeErrors, fileErrors atomic.Uint64
+	malformed, describeErrors, fileErrors atomic.Uint64
 }
 
 // Stats are counts since the start.
@@ -115,8 +112,13 @@ func NewClient(name, address string, log *slog.Logger) *Client {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	c := &Client{name: name, address: address, units: systemdUnits, log: log.With("source", name),
-		times: times{callTimeout, listTimeout, secondList, listEvery, filesEvery, minBackoff, absentEvery, queueLength, maxAnswer, maxEvent}}
+	log = log.With("source", name)
+	c := &Client{name: name, address: address, units: systemdUnits, log: log, times: times{callTimeout, listTimeout, maxAnswer, maxEvent},
+		loop: follow.New[events.Message, listed](follow.Config{
+			Source: name, Engine: "Docker", Address: address, Queue: queueLength, Asking: asking, Log: log,
+			Times: follow.Times{SecondList: secondList, ListEvery: listEvery, MinBackoff: minBackoff, MaxBackoff: maxBackoff,
+				AbsentEvery: absentEvery, IdleEvery: filesEvery},
+		})}
 	if c.usual() {
 		c.root, c.config = DefaultRoot, configFile // where another engine's files are, nobody told
 	}
@@ -130,13 +132,14 @@ func (c *Client) Name() string { return c.name }
 func (c *Client) Address() string { return c.address }
 
 // Status implements [container.StatusReporter].
-func (c *Client) Status() container.Status { return c.status.get() }
+func (c *Client) Status() container.Status { return c.loop.Status() }
 
 // Stats may be called at any time.
 func (c *Client) Stats() Stats {
+	l := c.loop.Stats()
 	return Stats{
-		Connects: c.n.connects.Load(), Events: c.n.events.Load(), Overflows: c.n.overflows.Load(), Malformed: c.n.malformed.Load(),
-		Lists: c.n.lists.Load(), ListErrors: c.n.listErrors.Load(), DescribeErrors: c.n.describeErrors.Load(), FileErrors: c.n.fileErrors.Load(),
+		Connects: l.Connects, Events: l.Events, Overflows: l.Overflows, Malformed: c.n.malformed.Load(), Lists: l.Lists, ListErrors: l.ListErrors,
+		DescribeErrors: c.n.describeErrors.Load(), FileErrors: c.n.fileErrors.Load(),
 	}
 }
 
@@ -151,64 +154,7 @@ func (c *Client) Counts() map[string]uint64 {
 
 // Run implements [container.Source]. It ends with ctx only: that Docker is not there, or does not answer, is what Status tells.
 func (c *Client) Run(ctx context.Context, emit func(container.Event)) error {
-	t := newTable(c, emit)
-	backoff := c.times.minBackoff
-	for {
-		began := time.Now()
-		synced, err := c.connect(ctx, t)
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		barred := errors.Is(err, fs.ErrPermission) || errdefs.IsPermissionDenied(err) || errdefs.IsUnauthorized(err)
-		absent := errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDormant)
-		// One that answers and breaks off at once is not worth a connection every moment.
-		if synced && time.Since(began) > backoff {
-			backoff = c.times.minBackoff
-		}
-		// Between half and all of the back-off: agents of many nodes do not march in step.
-		wait := backoff/2 + rand.N(backoff/2+1)
-		backoff = min(2*backoff, maxBackoff)
-		if absent {
-			wait, backoff = c.times.absentEvery, c.times.minBackoff
-		}
-		err = c.remedy(err)
-		reading := barred && c.root != "" // then its files tell
-		if reading {
-			n, fileErr := t.readFiles()
-			if fileErr != nil {
-				err = fmt.Errorf("%w; and its files cannot be read: %w", err, fileErr)
-			} else {
-				err = fmt.Errorf("%w; until then names and labels come late, from its files below %s", err, c.dataRoot())
-				c.log.Debug("the engine's files were read", "containers", n)
-			}
-		}
-		if c.status.set(false, err, c.optional) {
-			level := slog.LevelWarn
-			if absent && c.optional {
-				level = slog.LevelDebug // most machines have no Docker
-			}
-			c.log.Log(ctx, level, "Docker is not followed", "err", err)
-		}
-		if absent || barred {
-			t.settled() // whoever waits for the first list need not wait for us
-		}
-		for wait > 0 {
-			step := wait
-			if reading {
-				step = min(step, c.times.filesEvery)
-			}
-			select {
-			case <-ctx.Done():
-				return ctx.Err()
-			case <-time.After(step):
-			}
-			if wait -= step; wait > 0 {
-				if _, err := t.readFiles(); err != nil {
-					c.log.Debug("the engine's files cannot be read", "err", err)
-				}
-			}
-		}
-	}
+	return c.loop.Run(ctx, emit, newTable(c))
 }
 
 // dormant reports whether the socket is one of systemd's and Docker behind it is not running: connecting would start it.
@@ -225,10 +171,14 @@ func (c *Client) usual() bool {
 	return c.address == DefaultAddress || c.address == strings.TrimPrefix(DefaultAddress, "/var")
 }
 
-// connect follows Docker until the connection is lost. synced tells whether all that it has was told at least once.
-func (c *Client) connect(ctx context.Context, t *table) (synced bool, err error) {
+// connection is one connection, and what is received and read over it.
+type connection = follow.Connection[events.Message, listed]
+
+// Connect implements [follow.Engine].
+func (t *table) Connect(ctx context.Context) (_ connection, err error) {
+	c := t.Client
 	if c.dormant() {
-		return false, errDormant
+		return connection{}, errDormant
 	}
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{Timeout: c.times.call}).DialContext(ctx, "unix", c.address)
@@ -236,30 +186,36 @@ func (c *Client) connect(ctx context.Context, t *table) (synced bool, err error)
 	// Ask the kernel first: its answer (no socket, no permission, nobody listens) is clearer than the library's.
 	probe, err := dial(ctx, "", "")
 	if err != nil {
-		return false, err
+		return connection{}, err
 	}
 	if err := probe.Close(); err != nil {
-		return false, err
+		return connection{}, err
 	}
 	transport := &http.Transport{
 		DialContext: dial, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
-		MaxIdleConns: asking, MaxIdleConnsPerHost: asking, IdleConnTimeout: 2 * c.times.listEvery,
+		MaxIdleConns: asking, MaxIdleConnsPerHost: asking, IdleConnTimeout: 2 * c.loop.Times.ListEvery,
 	}
-	defer transport.CloseIdleConnections()
+	ctx, cancel := context.WithCancel(ctx)
+	free := func() {
+		cancel()
+		transport.CloseIdleConnections()
+	}
+	defer func() {
+		if err != nil {
+			free()
+		}
+	}()
 	// Nothing from DOCKER_HOST and the like: they are for people. The version of the API is what both sides know, asked for
 	// at each connection: an engine may have been replaced.
 	api, err := client.New(client.WithHTTPClient(&http.Client{Transport: bounded{transport, c.times.answer, c.times.event}}), client.WithUserAgent("stoker"))
 	if err != nil {
-		return false, err
+		return connection{}, err
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-
 	call, cancelCall := context.WithTimeout(ctx, c.times.call)
 	_, err = api.Ping(call, client.PingOptions{NegotiateAPIVersion: true})
 	cancelCall()
 	if err != nil {
-		return false, fmt.Errorf("ping: %w", err)
+		return connection{}, fmt.Errorf("ping: %w", err)
 	}
 	// A stream that hangs is silent; its beginning is not.
 	since := time.Now() // Docker answers before it subscribes: what happens in between comes from its memory
@@ -270,34 +226,26 @@ func (c *Client) connect(ctx context.Context, t *table) (synced bool, err error)
 			string(events.ActionDie), string(events.ActionDestroy), string(events.ActionRename), string(events.ActionPause), string(events.ActionUnPause)),
 	})
 	if !late.Stop() {
-		return false, fmt.Errorf("subscribe to events: %w", context.DeadlineExceeded)
+		return connection{}, fmt.Errorf("subscribe to events: %w", context.DeadlineExceeded)
 	}
-	c.n.connects.Add(1)
-	queue := make(chan events.Message, c.times.queue)
-	overflow := make(chan struct{}, 1)
-	ended := make(chan error, 1)
-	var receiver sync.WaitGroup
-	receiver.Go(func() { ended <- c.receive(stream, queue, overflow) })
-	defer receiver.Wait() // after cancel
-	defer cancel()
-	return t.follow(ctx, api, queue, overflow, ended)
+	t.api = api
+	return connection{
+		Receive: func(_ context.Context, take func(events.Message)) error { return receive(stream, take) },
+		List: func(ctx context.Context) (listed, error) {
+			l := t.list(ctx, api, "")
+			return l, l.err
+		},
+		Close: free,
+		About: []any{"api", api.ClientVersion()},
+	}, nil
 }
 
 // receive drains the stream: what we do not take in time, Docker skips.
-func (c *Client) receive(stream client.EventsResult, queue chan<- events.Message, overflow chan<- struct{}) error {
+func receive(stream client.EventsResult, take func(events.Message)) error {
 	for {
 		select {
 		case m := <-stream.Messages:
-			c.n.events.Add(1)
-			select {
-			case queue <- m:
-			default:
-				c.n.overflows.Add(1)
-				select {
-				case overflow <- struct{}{}:
-				default: // it is known already
-				}
-			}
+			take(m)
 		case err, ok := <-stream.Err:
 			if !ok || err == nil {
 				err = io.EOF
@@ -305,6 +253,36 @@ func (c *Client) receive(stream client.EventsResult, queue chan<- events.Message
 			return fmt.Errorf("receive events: %w", err)
 		}
 	}
+}
+
+// barred reports whether Docker, or the kernel, refuses to answer.
+func barred(err error) bool {
+	return errors.Is(err, fs.ErrPermission) || errdefs.IsPermissionDenied(err) || errdefs.IsUnauthorized(err)
+}
+
+// Explain implements [follow.Engine].
+func (c *Client) Explain(err error) (follow.Trouble, error) {
+	trouble := follow.Broken
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDormant):
+		trouble = follow.Absent
+	case barred(err):
+		trouble = follow.Barred
+	}
+	return trouble, c.remedy(err)
+}
+
+// Idle implements [follow.Idler]: where Docker refuses to answer, its files tell.
+func (t *table) Idle(why error) error {
+	if t.root == "" {
+		return why
+	}
+	n, err := t.readFiles()
+	if err != nil {
+		return fmt.Errorf("%w; and its files cannot be read: %w", why, err)
+	}
+	t.log.Debug("the engine's files were read", "containers", n)
+	return fmt.Errorf("%w; until then names and labels come late, from its files below %s", why, t.dataRoot())
 }
 
 // remedy says what to do about an error, keeping it.

@@ -17,7 +17,7 @@ import (
 
 // quick shortens a client's times.
 func quick(c *Client) *Client {
-	c.times.minBackoff, c.times.absentEvery, c.times.secondList = 5*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
+	c.loop.Times.MinBackoff, c.loop.Times.AbsentEvery, c.loop.Times.SecondList = 5*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
 	return c
 }
 
@@ -201,7 +201,7 @@ func TestAnEngineThatRestarts(t *testing.T) {
 // Events that were skipped, or thrown away because we were busy, are made good.
 func TestTooManyEventsAtOnce(t *testing.T) {
 	f, b := started(t)
-	b.client.times.queue = 4
+	b.client.loop.Queue = 4
 	b.run()
 	b.synced()
 	b.hold.Lock()
@@ -231,7 +231,7 @@ func TestTooManyEventsAtOnce(t *testing.T) {
 func TestNoDocker(t *testing.T) {
 	f := newFake(t)
 	c := quick(NewClient("docker", f.socket(), nil))
-	c.optional = true
+	c.loop.Optional = true
 	b := newBench(t, c)
 	b.fake = f
 	b.run()
@@ -286,7 +286,7 @@ func TestASocketThatWouldStartDocker(t *testing.T) {
 	if other := NewClient("docker", "/run/other.sock", nil); other.usual() || other.root != "" {
 		t.Error("another socket is not systemd's, and its files are not the usual ones")
 	}
-	c.optional = true
+	c.loop.Optional = true
 	b := newBench(t, quick(c))
 	b.run()
 	eventually(t, "the status says so", func() bool { return strings.Contains(b.client.Status().Err, "would start Docker") })
@@ -445,7 +445,7 @@ func TestARenameThatOvertakesAnAnswer(t *testing.T) {
 			f.has(idOf(1), "one", "running", nil)
 			f.has(idOf(2), "stopped", "exited", nil)
 			if which == "status" {
-				b.client.times.listEvery = 20 * time.Millisecond
+				b.client.loop.Times.ListEvery = 20 * time.Millisecond
 			}
 			b.run()
 			b.synced()
@@ -518,7 +518,7 @@ func TestARefusalIsMadeGoodFromFiles(t *testing.T) {
 		t.Run(which[1:], func(t *testing.T) {
 			f, b := started(t)
 			root := t.TempDir()
-			b.client.root, b.client.times.filesEvery = root, 5*time.Millisecond
+			b.client.root, b.client.loop.Times.IdleEvery = root, 5*time.Millisecond
 			running := map[string]any{"Running": true, "Pid": 1, "StartedAt": time.Now()}
 			notes(t, root, idOf(1), "web", running, map[string]string{"com.docker.compose.service": "api"})
 			notes(t, root, idOf(2), "starting", map[string]any{"Pid": 0}, nil)

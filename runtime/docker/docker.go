@@ -14,12 +14,9 @@ package docker
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"path/filepath"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
 )
@@ -39,7 +36,7 @@ type Config struct {
 func Sources(cfg Config) ([]container.Source, error) {
 	if len(cfg.Addresses) == 0 {
 		c := NewClient("docker", DefaultAddress, cfg.Log)
-		c.optional = true
+		c.loop.Optional = true
 		return []container.Source{c}, nil
 	}
 	var sources []container.Source
@@ -57,33 +54,4 @@ func Sources(cfg Config) ([]container.Source, error) {
 		sources = append(sources, NewClient(name, path, cfg.Log))
 	}
 	return sources, errors.Join(errs...)
-}
-
-// state is what Status tells.
-type state struct {
-	mu     sync.Mutex // protects what follows
-	status container.Status
-}
-
-func (s *state) get() container.Status {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.status
-}
-
-// set takes a new state and reports whether it differs from the one before. absent is for nothing to follow, and nobody who
-// said that there would be.
-func (s *state) set(connected bool, err error, optional bool) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	text := ""
-	if err != nil {
-		text = err.Error()
-	}
-	absent := optional && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, errDormant))
-	if s.status.Connected == connected && s.status.Err == text && s.status.Absent == absent && !s.status.Since.IsZero() {
-		return false
-	}
-	s.status = container.Status{Connected: connected, Err: text, Since: time.Now(), Absent: absent}
-	return true
 }

@@ -64,7 +64,7 @@ func (t *table) readFiles() (int, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, fmt.Errorf("read %s: %w", dir, err)
 	}
-	t.syncing()
+	t.loop.Syncing()
 	seen := map[string]bool{}
 	n := 0
 	for _, id := range names {
@@ -86,7 +86,7 @@ func (t *table) readFiles() (int, error) {
 		}
 	}
 	maps.DeleteFunc(t.files, func(id string, _ *file) bool { return !seen[id] })
-	t.synced()
+	t.loop.Synced()
 	return n, nil
 }
 

@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"sync"
 	"time"
 
-	"github.com/containerd/errdefs"
 	api "github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/follow"
 )
 
 // asking is how many questions are under way at a time.
@@ -46,18 +45,19 @@ func (e *entry) take(s *api.Summary, asked time.Time) {
 // table is what a Client knows. It outlives connections; the goroutine in Run owns it.
 type table struct {
 	*Client
-	emit    func(container.Event)
 	entries map[string]*entry
 	ended   map[string]time.Time // when a container's last run ended; a list that was asked for before may still have it
 	files   map[string]*file     // the engine's files, where they had to be read
-	round   uint64
-	todo    []string // ids to ask about
-	busy    int      // how many are being asked about
-	once    bool     // the first Synced was told
+	api     *client.Client       // of the connection
 }
 
-func newTable(c *Client, emit func(container.Event)) *table {
-	return &table{Client: c, emit: emit, entries: map[string]*entry{}, ended: map[string]time.Time{}, files: map[string]*file{}}
+var (
+	_ follow.Engine[events.Message, listed] = (*table)(nil)
+	_ follow.Idler                          = (*table)(nil)
+)
+
+func newTable(c *Client) *table {
+	return &table{Client: c, entries: map[string]*entry{}, ended: map[string]time.Time{}, files: map[string]*file{}}
 }
 
 // listed is an answer: all containers that have processes or have not had one yet, or those that were asked for.
@@ -68,109 +68,14 @@ type listed struct {
 	err   error
 }
 
-// follow tells what Docker has, then what changes, until the connection or ctx ends.
-func (t *table) follow(ctx context.Context, docker *client.Client, queue <-chan events.Message, overflow <-chan struct{}, ended <-chan error) (synced bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	var helpers sync.WaitGroup
-	defer helpers.Wait()
-	defer cancel()
-	lists := make(chan listed, 1)
-	answers := make(chan listed, asking)
-	listing, again := false, false
-	failures := 0
-	next := time.NewTimer(t.times.secondList)
-	defer next.Stop()
-	list := func() {
-		if listing {
-			again = true // something was lost while it was made
-			return
-		}
-		listing = true
-		// What waits is older than the list: told after Syncing it would pass for newer, and its end may be what was lost.
-		for range len(queue) {
-			t.event(<-queue)
-		}
-		t.syncing()
-		helpers.Go(func() { lists <- t.list(ctx, docker, "") })
-	}
-	defer func() { // questions of this connection get no answer
-		for _, e := range t.entries {
-			e.asked = false
-		}
-		t.todo, t.busy = nil, 0
-	}()
-	list()
-	for {
-		for t.busy < asking && len(t.todo) > 0 {
-			id := t.todo[0]
-			t.todo = t.todo[1:]
-			t.busy++
-			helpers.Go(func() {
-				select {
-				case answers <- t.list(ctx, docker, id):
-				case <-ctx.Done():
-				}
-			})
-		}
-		select {
-		case m := <-queue:
-			t.event(m)
-		case a := <-answers:
-			t.busy--
-			t.answered(a)
-		case <-overflow:
-			t.log.Warn("too many events at once: everything is listed again")
-			list()
-		case <-next.C:
-			list()
-		case l := <-lists:
-			listing = false
-			wait := t.times.listEvery
-			switch {
-			case errdefs.IsPermissionDenied(l.err) || errdefs.IsUnauthorized(l.err):
-				t.n.listErrors.Add(1)
-				return synced, l.err // its files say more than its events
-			case l.err != nil:
-				t.n.listErrors.Add(1)
-				failures++
-				if t.status.set(false, t.remedy(l.err), false) {
-					t.log.Warn("containers were not compared with Docker's", "err", t.remedy(l.err))
-				}
-				wait = min(t.times.secondList<<min(failures-1, 5), t.times.listEvery)
-			default:
-				failures = 0
-				t.compare(l)
-				if t.status.set(true, nil, false) {
-					t.log.Info("Docker is followed", "address", t.address, "api", docker.ClientVersion(), "containers", len(l.found))
-				}
-				if !synced {
-					wait = t.times.secondList
-				}
-				synced = true
-			}
-			if again {
-				again = false
-				list()
-				continue
-			}
-			next.Reset(wait)
-		case err := <-ended:
-			for { // what came before the end
-				select {
-				case m := <-queue:
-					t.event(m)
-					continue
-				default:
-				}
-				return synced, err
-			}
-		case <-ctx.Done():
-			return synced, ctx.Err()
-		}
+// Disconnected implements [follow.Engine].
+func (t *table) Disconnected() {
+	for _, e := range t.entries {
+		e.asked = false
 	}
 }
 
-// list asks for one container, or for all. It runs beside follow and changes nothing. Unlike inspecting, it never waits for a
+// list asks for one container, or for all. It runs beside the loop and changes nothing. Unlike inspecting, it never waits for a
 // container that is starting.
 func (t *table) list(ctx context.Context, docker *client.Client, id string) listed {
 	l := listed{id: id, asked: time.Now()}
@@ -182,7 +87,6 @@ func (t *table) list(ctx context.Context, docker *client.Client, id string) list
 	}
 	if id == "" {
 		timeout = t.times.list
-		t.n.lists.Add(1)
 	} else {
 		filters = make(client.Filters).Add("id", id)
 	}
@@ -197,24 +101,7 @@ func (t *table) list(ctx context.Context, docker *client.Client, id string) list
 }
 
 func (t *table) say(typ container.EventType, c container.Container, at time.Time) {
-	t.emit(container.Event{Type: typ, Source: t.name, Complete: typ == container.Upsert, Container: c, At: at})
-}
-
-func (t *table) syncing() {
-	t.round++
-	t.say(container.Syncing, container.Container{}, time.Now())
-}
-
-func (t *table) synced() {
-	t.say(container.Synced, container.Container{}, time.Now())
-	t.once = true
-}
-
-// settled says, once, that nothing more can be told for now.
-func (t *table) settled() {
-	if !t.once {
-		t.synced()
-	}
+	t.loop.Say(container.Event{Type: typ, Complete: typ == container.Upsert, Container: c, At: at})
 }
 
 func (t *table) entry(id string) *entry {
@@ -223,7 +110,7 @@ func (t *table) entry(id string) *entry {
 		e = &entry{c: container.Container{ID: id, Runtime: "docker"}}
 		t.entries[id] = e
 	}
-	e.round = t.round
+	e.round = t.loop.Round()
 	return e
 }
 
@@ -231,12 +118,16 @@ func (t *table) entry(id string) *entry {
 func (t *table) question(id string, e *entry) {
 	if !e.asked {
 		e.asked = true
-		t.todo = append(t.todo, id)
+		api := t.api
+		t.loop.Ask(func(ctx context.Context) func() {
+			answer := t.list(ctx, api, id)
+			return func() { t.answered(answer) }
+		})
 	}
 }
 
-// event takes one event.
-func (t *table) event(m events.Message) {
+// Event implements [follow.Engine].
+func (t *table) Event(m events.Message) {
 	id, now := m.Actor.ID, time.Now()
 	if m.Type != events.ContainerEventType || !validID(id) {
 		t.complain(fmt.Errorf("an event of type %.20q about the id %.80q", m.Type, id))
@@ -272,7 +163,7 @@ func (t *table) event(m events.Message) {
 			e.c.Name, e.named = name, now
 		}
 		if e.alive {
-			e.round = t.round
+			e.round = t.loop.Round()
 			t.say(container.Upsert, e.c, now)
 		}
 	case events.ActionDie, events.ActionDestroy:
@@ -326,8 +217,8 @@ func (t *table) over(id string, since time.Time) bool {
 	return ok && !at.Before(since)
 }
 
-// compare tells all that was listed, and forgets what was not.
-func (t *table) compare(l listed) {
+// Compare implements [follow.Engine].
+func (t *table) Compare(l listed) int {
 	for i := range l.found {
 		s := &l.found[i]
 		if !validID(s.ID) {
@@ -341,10 +232,10 @@ func (t *table) compare(l listed) {
 		e.take(s, l.asked)
 		t.say(container.Upsert, e.c, time.Now())
 	}
-	t.synced()
-	maps.DeleteFunc(t.entries, func(_ string, e *entry) bool { return e.round != t.round })
+	maps.DeleteFunc(t.entries, func(_ string, e *entry) bool { return e.round != t.loop.Round() })
 	maps.DeleteFunc(t.ended, func(_ string, at time.Time) bool { return time.Since(at) > 2*t.times.list })
 	clear(t.files)
+	return len(l.found)
 }
 
 // complain counts what could not be understood.
