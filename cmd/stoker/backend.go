@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -37,6 +38,43 @@ func (b backend) Containers(context.Context) ([]web.Container, error) {
 	return out, nil
 }
 
+// Sources implements [web.Backend].
+func (b backend) Sources(context.Context) ([]web.Source, error) {
+	told := map[string]int{}
+	for _, s := range b.a.sources {
+		told[s.Name()] = 0
+	}
+	for _, r := range b.a.registry.List() {
+		if r.State == registry.Gone {
+			continue
+		}
+		for name := range r.FoundBy {
+			// A source that follows several engines at once speaks under a name for each: containerd, containerd:k3s, …
+			if _, ok := told[name]; !ok {
+				name, _, _ = strings.Cut(name, ":")
+			}
+			told[name]++
+		}
+	}
+	out := make([]web.Source, 0, len(b.a.sources))
+	for _, s := range b.a.sources {
+		w := web.Source{Name: s.Name(), State: web.SourceConnected, Containers: told[s.Name()]}
+		if r, ok := s.(container.StatusReporter); ok {
+			st := r.Status()
+			w.Message, w.Since = st.Err, st.Since
+			switch {
+			case st.Connected:
+			case st.Absent:
+				w.State = web.SourceAbsent
+			default:
+				w.State = web.SourceFailing
+			}
+		}
+		out = append(out, w)
+	}
+	return out, nil
+}
+
 // service is what the container's profiles are called: its service_name.
 func (b backend) service(r registry.Record) string {
 	labels, _ := b.a.labeler.Load().Labels(r.Container, r.Service)
@@ -47,7 +85,7 @@ func webContainer(r registry.Record) web.Container {
 	c := web.Container{
 		ID: r.ID, Name: r.Name, Image: r.Image, Runtime: r.Runtime, Namespace: r.Namespace, User: r.User, KubernetesContainer: r.KubernetesContainer,
 		Labels: r.Labels, CgroupPath: r.CgroupPath, CgroupID: r.CgroupID, PID: r.PID, SystemdUnit: r.SystemdUnit, ScopeID: r.ScopeID,
-		Sources: r.Sources, CreatedAt: r.CreatedAt, StartedAt: r.StartedAt, AnnouncedAt: r.AnnouncedAt, InScopeAt: r.InScopeAt,
+		Sources: r.FoundBy, CreatedAt: r.CreatedAt, TaskCreatedAt: r.TaskCreatedAt, StartedAt: r.StartedAt, AnnouncedAt: r.AnnouncedAt, InScopeAt: r.InScopeAt,
 		GoneAt: r.GoneAt, State: r.State.String(), Reason: r.Reason, Notes: r.Notes, Tenant: r.Tenant,
 		AskedFrequency: r.AskedFrequency, GivenFrequency: r.GivenFrequency,
 	}
@@ -56,7 +94,8 @@ func webContainer(r registry.Record) web.Container {
 	}
 	if !r.InScopeAt.IsZero() && !r.StartedAt.IsZero() {
 		before := r.InScopeAt.Before(r.StartedAt)
-		c.ScopeBeforeStart = &before
+		after := float64(r.InScopeAt.Sub(r.StartedAt).Microseconds()) / 1000
+		c.ScopeBeforeStart, c.ScopeAfterStartMS = &before, &after
 	}
 	return c
 }

@@ -24,6 +24,7 @@ import (
 // observer is what ps, top and record ask: the agent over its socket, or a sampler of our own. Any web.Backend is one.
 type observer interface {
 	Containers(ctx context.Context) ([]web.Container, error)
+	Sources(ctx context.Context) ([]web.Source, error)
 	Record(ctx context.Context, r web.RecordRequest, progress func(web.RecordProgress)) (*profile.Profile, error)
 	Top(ctx context.Context) (web.Top, error)
 }
@@ -141,6 +142,13 @@ func (c *client) get(ctx context.Context, path string, into any) error {
 func (c *client) Containers(ctx context.Context) ([]web.Container, error) {
 	var list []web.Container
 	err := c.get(ctx, "/api/v1/containers", &list)
+	return list, err
+}
+
+// Sources implements observer.
+func (c *client) Sources(ctx context.Context) ([]web.Source, error) {
+	var list []web.Source
+	err := c.get(ctx, "/api/v1/sources", &list)
 	return list, err
 }
 

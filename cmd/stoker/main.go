@@ -49,7 +49,7 @@ func (a *app) execute(ctx context.Context, args []string) int {
 	err := root.ExecuteContext(ctx)
 	if err != nil {
 		for line := range strings.Lines(message(err)) {
-			fmt.Fprintf(a.stderr, "stoker: %s\n", strings.TrimRight(line, "\n"))
+			fmt.Fprintf(a.stderr, "stoker: %s\n", clean(strings.TrimRight(line, "\n"))) // an error may repeat a container's name
 		}
 	}
 	return exitCode(err)

@@ -66,19 +66,30 @@ func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
 	return []web.Container{
 		{
 			ID: "3f9c00aa11bb22cc", Name: "web", Image: "registry.example.net:5000/shop/web:1.4@sha256:00", Runtime: "docker", State: "profiled",
-			Sources:   map[string]time.Time{"containerd": clock, "cgroup": clock.Add(time.Millisecond)},
-			StartedAt: clock.Add(12 * time.Millisecond), InScopeAt: clock, ScopeBeforeStart: &yes, Service: "shop/web", PID: 42, CgroupPath: "/docker/3f",
+			Sources: map[string]time.Time{"containerd": clock, "cgroup": clock.Add(time.Millisecond), "docker": clock.Add(210 * time.Millisecond)},
+			Labels:  map[string]string{"team": "shop\x07"}, Notes: []string{`stoker.tenant="red" is not among the tenants of container_labels`},
+			TaskCreatedAt: clock.Add(-5 * time.Millisecond),
+			StartedAt:     clock.Add(12 * time.Millisecond), InScopeAt: clock, ScopeBeforeStart: &yes, Service: "shop/web", PID: 42, CgroupPath: "/docker/3f",
 			GivenFrequency: 97,
 		},
 		{
 			ID: "77", KubernetesContainer: "app", Image: "docker.io/library/postgres:16", Runtime: "containerd", State: "excluded",
-			Reason: "rule 1 of targets", Pod: &web.Pod{Name: "db-0", Namespace: "data"}, StartedAt: clock.Add(-50 * time.Hour),
+			Reason: "rule 1 of targets excludes image: *postgres*, namespace: data", Pod: &web.Pod{Name: "db-0", Namespace: "data"}, StartedAt: clock.Add(-50 * time.Hour),
 		},
 		{
 			ID: "88", Name: "evil\x1b[2J\nname", Image: "x", Runtime: "containerd", State: "profiled", AskedFrequency: 499, GivenFrequency: 199,
 			StartedAt: clock, InScopeAt: clock.Add(3 * time.Millisecond), Sources: map[string]time.Time{"cgroup": clock},
 		},
 		{ID: "99", Name: "job", Image: "job", State: "gone", GoneAt: clock, StartedAt: clock.Add(-time.Second), InScopeAt: clock.Add(-990 * time.Millisecond)},
+	}, b.err
+}
+
+func (b *fakeBackend) Sources(context.Context) ([]web.Source, error) {
+	return []web.Source{
+		{Name: "containerd", State: web.SourceConnected, Containers: 1},
+		{Name: "docker", State: web.SourceAbsent, Message: "no socket at /var/run/docker.sock"},
+		{Name: "podman", State: web.SourceFailing, Message: "ask Podman: \x1b[2J permission denied: run as root"},
+		{Name: "cgroup", State: web.SourceConnected, Containers: 2},
 	}, b.err
 }
 
@@ -213,7 +224,6 @@ func TestExitCodes(t *testing.T) {
 		{"recrod", nil, 2, `stoker: there is no command "recrod"; did you mean ` + "`stoker record`?"},
 		{"xyzzy", nil, 2, "`stoker --help` lists them"},
 		{"config sohw", nil, 2, "did you mean `stoker config show`?"},
-		{"ps extra", nil, 2, `stoker ps takes no arguments, but got ["extra"]`},
 		{"ps --bogus", nil, 2, "unknown flag: --bogus; see `stoker ps --help`"},
 		{"ps --output xml", nil, 2, "--output xml: choose one of table, wide, json"},
 		{"top -n 0", nil, 2, "give a number of rows"},
@@ -234,6 +244,8 @@ func TestExitCodes(t *testing.T) {
 		{"query --from 12:00 --last 1h", nil, 2, "--last"},
 		{"query --from yesterdayish", nil, 2, "yesterdayish"},
 
+		{"ps nobody", nil, 3, `no container is meant by "nobody": the containers are`},
+		{"ps --sources web", nil, 2, "--sources prints no containers"},
 		{"record web", &web.Error{Status: 404, Message: `no container is meant by "web"`, Remedy: "the containers are db"}, 3, `stoker: no container is meant by "web": the containers are db`},
 
 		{"record", fmt.Errorf("start: %w", lacking{}), 4, "stoker: start: load the BPF program: operation not permitted: run as root"},
@@ -242,7 +254,7 @@ func TestExitCodes(t *testing.T) {
 		t.Run(c.args, func(t *testing.T) {
 			a, _, stderr := testApp(t, &fakeBackend{err: c.err, frames: []string{"leaf"}})
 			code := a.execute(context.Background(), strings.Fields(c.args))
-			if code != c.code || !strings.Contains(stderr.String(), c.says) {
+			if code != c.code || !strings.Contains(stderr.String(), c.says) || strings.Contains(stderr.String(), "\x1b") {
 				t.Errorf("exit code %d, want %d; said %q, want %q in it", code, c.code, stderr, c.says)
 			}
 			if c.code == 0 && c.says == "" && stderr.Len() > 0 {
@@ -271,7 +283,8 @@ func TestNoAgentAndNoRights(t *testing.T) {
 // TestTables holds what ps and top print, in a pipe and as JSON.
 func TestTables(t *testing.T) {
 	for _, c := range []struct{ name, args string }{
-		{"ps", "ps"}, {"ps-all", "ps -a"}, {"ps-json", "ps --output json"}, {"top", "top"}, {"top-2", "top -n 1"}, {"top-json", "top --output json"},
+		{"ps", "ps"}, {"ps-all", "ps -a"}, {"ps-json", "ps --output json"}, {"ps-sources", "ps --sources"}, {"ps-sources-json", "ps --sources --output json"},
+		{"ps-target-json", "ps 77 --output json"}, {"top", "top"}, {"top-2", "top -n 1"}, {"top-json", "top --output json"},
 		{"config-show", "config show"}, {"record", "record -d 1s"}, {"record-json", "record -d 1s --output json"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -306,10 +319,36 @@ func TestWidePs(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	if err := psTable(containers, map[string]float64{"3f9c00aa11bb22cc": 1.25, "88": 0.25}, true, clock.Add(90*time.Minute)).print(&out, 0); err != nil {
+	if err := psTable(containers, map[string]float64{"3f9c00aa11bb22cc": 1.25, "88": 0.25}, true, 0, clock.Add(90*time.Minute)).print(&out, 0); err != nil {
 		t.Fatal(err)
 	}
 	golden(t, "tables/ps-wide.txt", out.String())
+}
+
+// TestPsOnTerminals holds what one reads on a terminal of 80 columns and of 200, and about one container.
+func TestPsOnTerminals(t *testing.T) {
+	containers, err := (&fakeBackend{}).Containers(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	cpu := map[string]float64{"3f9c00aa11bb22cc": 1.25, "88": 0.25}
+	for _, width := range []int{80, 200} {
+		var out strings.Builder
+		if err := psTable(containers, cpu, false, width, clock).print(&out, width); err != nil {
+			t.Fatal(err)
+		}
+		golden(t, fmt.Sprintf("tables/ps-%d.txt", width), out.String())
+	}
+	var out strings.Builder
+	for _, c := range containers {
+		if err := printContainer(&out, c, cpu, clock.Add(time.Minute)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if strings.ContainsAny(out.String(), "\x1b\x00") {
+		t.Errorf("a container's name reaches the terminal: %q", &out)
+	}
+	golden(t, "tables/ps-one.txt", out.String())
 }
 
 // TestTablesFitTheTerminal: what may shrink does, down to a least, and a line never wraps.

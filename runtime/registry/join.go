@@ -210,6 +210,9 @@ func (r *Registry) hear(rec *record, e container.Event, round uint64) {
 	overlay(&w.c, &e.Container)
 	w.complete = w.complete || e.Complete
 	w.inferred, w.vouches, w.round, w.at = e.Inferred, true, round, e.At
+	if w.first.IsZero() {
+		w.first = e.At
+	}
 	old := rec.c
 	rec.join()
 	if rec.gone && old.CgroupID != 0 { // the run is over; a late word about it names it better, no more

@@ -87,8 +87,8 @@ type Record struct {
 	Notes  []string
 	// Described means a source has said everything, or that nobody did for so long that we go on with what is known.
 	Described bool
-	// Sources tells which sources spoke about it, and when last.
-	Sources map[string]time.Time
+	// FoundBy tells which sources spoke about this run and when first, Sources when last.
+	FoundBy, Sources map[string]time.Time
 	// AnnouncedAt is when the registry first heard of it, InScopeAt when samples were first taken, GoneAt when it ended.
 	AnnouncedAt, InScopeAt, GoneAt time.Time
 	// AskedFrequency is what the container's label asks for, 0 when it does not ask; GivenFrequency what it gets.
@@ -118,9 +118,9 @@ func displayName(c *container.Container) string {
 type word struct {
 	c                  container.Container
 	complete, inferred bool
-	vouches            bool   // it said so about this run, and has not failed to say it again since
-	round              uint64 // the source's Syncing at which it said it last
-	at                 time.Time
+	vouches            bool      // it said so about this run, and has not failed to say it again since
+	round              uint64    // the source's Syncing at which it said it last
+	first, at          time.Time // when it spoke about this run first, and last
 }
 
 // record is one run of a container: one generation.
@@ -321,12 +321,12 @@ func (r *Registry) List() []Record {
 func (r *Registry) export(rec *record, s *scope) Record {
 	out := Record{
 		Container: rec.c, State: rec.state(), Reason: rec.d.reason, Notes: rec.d.notes, Described: rec.described,
-		Sources: make(map[string]time.Time, len(rec.told)), AnnouncedAt: rec.announced, InScopeAt: rec.inScope, GoneAt: rec.goneAt,
+		FoundBy: make(map[string]time.Time, len(rec.told)), Sources: make(map[string]time.Time, len(rec.told)), AnnouncedAt: rec.announced, InScopeAt: rec.inScope, GoneAt: rec.goneAt,
 		AskedFrequency: rec.d.asked, Service: rec.d.service, Tenant: rec.d.tenant, excluded: rec.d.excluded,
 	}
 	for name, w := range rec.told {
 		if !w.at.IsZero() {
-			out.Sources[name] = w.at
+			out.FoundBy[name], out.Sources[name] = w.first, w.at
 		}
 	}
 	if s != nil {

@@ -166,6 +166,27 @@ func TestSourcesAreJoinedWhicheverSpeaksFirst(t *testing.T) {
 	}
 }
 
+func TestARecordTellsWhoFoundItAndWhen(t *testing.T) {
+	b := newBench(t, Config{})
+	c := container.Container{ID: id64, CgroupID: 1}
+	b.say("cgroup", container.Upsert, c, inferred)
+	first := b.now
+	b.say("docker", container.Upsert, c)
+	second := b.now
+	b.say("cgroup", container.Upsert, c, inferred)
+	rec := b.one()
+	if len(rec.FoundBy) != 2 || rec.FoundBy["cgroup"].After(first) || rec.FoundBy["docker"].After(second) || !rec.Sources["cgroup"].After(second) {
+		t.Errorf("found by %v, last told by %v", rec.FoundBy, rec.Sources)
+	}
+	// The next run is found anew.
+	b.say("cgroup", container.Gone, c, inferred)
+	c.CgroupID = 2
+	b.say("cgroup", container.Upsert, c, inferred)
+	if rec := b.List()[1]; len(rec.FoundBy) != 1 || !rec.FoundBy["cgroup"].After(second) {
+		t.Errorf("the second run was found by %v", rec.FoundBy)
+	}
+}
+
 func TestARestartIsANewGeneration(t *testing.T) {
 	b := newBench(t, Config{})
 	b.say("docker", container.Upsert, container.Container{ID: id64, Name: "web", CgroupID: 1, PID: 10})

@@ -15,6 +15,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"testing"
@@ -114,6 +115,19 @@ func TestContainersAreListed(t *testing.T) {
 	a.node.List = nil
 	if w := a.get("/api/v1/containers"); strings.TrimSpace(w.Body.String()) != "[]" {
 		t.Errorf("no containers: %s", w.Body)
+	}
+}
+
+func TestSourcesAreListed(t *testing.T) {
+	a := newAgent(t, web.Config{}, false)
+	if w := a.get("/api/v1/sources"); strings.TrimSpace(w.Body.String()) != "[]" {
+		t.Errorf("no sources: %s", w.Body)
+	}
+	a.node.Told = []web.Source{{Name: "docker", State: web.SourceAbsent, Message: "no socket"}, {Name: "cgroup", State: web.SourceConnected, Containers: 3}}
+	var list []web.Source
+	a.json("/api/v1/sources", &list)
+	if !reflect.DeepEqual(list, a.node.Told) {
+		t.Errorf("got %+v, want %+v", list, a.node.Told)
 	}
 }
 

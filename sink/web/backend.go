@@ -13,6 +13,8 @@ import (
 type Backend interface {
 	// Containers lists what the registry knows, sorted by name, containers gone less than two windows ago included.
 	Containers(ctx context.Context) ([]Container, error)
+	// Sources says who tells about containers, in the order of the agent's list. It must not block.
+	Sources(ctx context.Context) ([]Source, error)
 	// Record samples the targets for as long as the request says and returns one merged profile. progress is called from
 	// the goroutine that called Record, about once a second. An error that is an [*Error] keeps its status and remedy.
 	Record(ctx context.Context, r RecordRequest, progress func(RecordProgress)) (*profile.Profile, error)

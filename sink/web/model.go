@@ -20,15 +20,19 @@ type Container struct {
 	PID                 int               `json:"pid,omitempty"`
 	SystemdUnit         string            `json:"systemd_unit,omitempty"`
 	ScopeID             uint32            `json:"scope_id,omitempty"`
-	// Sources says who told about the container and when it first did.
-	Sources     map[string]time.Time `json:"sources,omitempty"`
-	CreatedAt   time.Time            `json:"created_at,omitzero"`
-	StartedAt   time.Time            `json:"started_at,omitzero"`
-	AnnouncedAt time.Time            `json:"announced_at,omitzero"`
-	InScopeAt   time.Time            `json:"in_scope_at,omitzero"`
-	GoneAt      time.Time            `json:"gone_at,omitzero"`
-	// ScopeBeforeStart is absent when either time is not known.
-	ScopeBeforeStart *bool `json:"scope_before_start,omitempty"`
+	// Sources says who told about this run of the container, and when it first did.
+	Sources map[string]time.Time `json:"sources,omitempty"`
+	// TaskCreatedAt is when its first process was made, StartedAt when that began with the container's own program.
+	CreatedAt     time.Time `json:"created_at,omitzero"`
+	TaskCreatedAt time.Time `json:"task_created_at,omitzero"`
+	StartedAt     time.Time `json:"started_at,omitzero"`
+	AnnouncedAt   time.Time `json:"announced_at,omitzero"`
+	InScopeAt     time.Time `json:"in_scope_at,omitzero"`
+	GoneAt        time.Time `json:"gone_at,omitzero"`
+	// ScopeBeforeStart says whether InScopeAt is before StartedAt, ScopeAfterStartMS by how many milliseconds it is after (negative:
+	// before). Both are absent when either time is not known.
+	ScopeBeforeStart  *bool    `json:"scope_before_start,omitempty"`
+	ScopeAfterStartMS *float64 `json:"scope_after_start_ms,omitempty"`
 	// State is the registry's word: "profiled", "provisional", "excluded", "gone", …; Reason says why it is not profiled.
 	State  string `json:"state"`
 	Reason string `json:"reason,omitempty"`
@@ -40,6 +44,28 @@ type Container struct {
 	AskedFrequency int `json:"frequency_asked,omitempty"`
 	GivenFrequency int `json:"frequency_given,omitempty"`
 }
+
+// Source is one row of GET /api/v1/sources: who tells about containers, and how that stands.
+type Source struct {
+	Name  string      `json:"name"`
+	State SourceState `json:"state"`
+	// Message is what was looked for in vain, or what went wrong and what to do about it.
+	Message string `json:"message,omitempty"`
+	// Since is when it came into this state.
+	Since time.Time `json:"since,omitzero"`
+	// Containers is how many containers that are not gone it has told about.
+	Containers int `json:"containers"`
+}
+
+// SourceState is where a source of containers stands.
+type SourceState string
+
+// The states of a source.
+const (
+	SourceConnected SourceState = "connected"
+	SourceAbsent    SourceState = "absent" // there is nothing to follow, and nobody said that there would be: no trouble
+	SourceFailing   SourceState = "error"
+)
 
 // Pod is the Kubernetes pod of a container.
 type Pod struct {

@@ -51,6 +51,7 @@ func Handler(b Backend, st *store.Store, cfg Config) (http.Handler, error) {
 	}
 	api("GET /api/v1/{$}", s.index)
 	api("GET /api/v1/containers", s.containers)
+	api("GET /api/v1/sources", s.sources)
 	api("GET /api/v1/series", s.series)
 	api("GET /api/v1/labels", s.labels)
 	api("GET /api/v1/profile", s.profile)
@@ -130,7 +131,7 @@ func sendAsset(w http.ResponseWriter, from fs.FS, name string) error {
 // index lists the API for who opens it in a browser.
 func (s *server) index(w http.ResponseWriter, _ *http.Request) error {
 	writeJSON(w, http.StatusOK, map[string]any{
-		"requests": []string{"GET /api/v1/containers", "GET /api/v1/series", "GET /api/v1/labels", "GET /api/v1/profile", "GET /api/v1/diff", "GET /api/v1/top",
+		"requests": []string{"GET /api/v1/containers", "GET /api/v1/sources", "GET /api/v1/series", "GET /api/v1/labels", "GET /api/v1/profile", "GET /api/v1/diff", "GET /api/v1/top",
 			"GET /api/v1/deep", "POST /api/v1/record (Unix socket)", "GET /metrics", "GET /healthz", "GET /pprof/"},
 		"parameters": map[string]string{
 			"from, to":       "RFC 3339, Unix milliseconds, now, now-1h, -15m",
@@ -151,6 +152,18 @@ func (s *server) containers(w http.ResponseWriter, r *http.Request) error {
 	}
 	if list == nil {
 		list = []Container{}
+	}
+	writeJSON(w, http.StatusOK, list)
+	return nil
+}
+
+func (s *server) sources(w http.ResponseWriter, r *http.Request) error {
+	list, err := s.backend.Sources(r.Context())
+	if err != nil {
+		return fmt.Errorf("list sources: %w", err)
+	}
+	if list == nil {
+		list = []Source{}
 	}
 	writeJSON(w, http.StatusOK, list)
 	return nil
