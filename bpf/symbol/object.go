@@ -36,6 +36,7 @@ type Object struct {
 	table    *table
 	mini     *table // of MiniDebugInfo: what .symtab would have said and .dynsym does not
 	golang   *goTable
+	debug    DebugSource
 	degraded bool // lines or functions were left out for their size
 
 	id    identity
@@ -52,6 +53,9 @@ func parse(r io.ReaderAt, size, budget int64) (*Object, error) {
 		return nil, err
 	}
 	o := &Object{buildID: m.buildID, segments: m.segments}
+	if o.debug, err = m.debugSource(); err != nil {
+		return nil, err
+	}
 	o.golang, err = m.goSymbols(budget)
 	if err := o.reduce(err); err != nil {
 		return nil, err
