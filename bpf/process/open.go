@@ -87,6 +87,9 @@ func (r Reader) openMapped(pid uint32, m *Mapping) (*os.File, error) {
 	return os.NewFile(uintptr(fd), m.Path), nil
 }
 
+// RootOf returns the path under which the process with this PID sees its files, for [symbol.OpenInRoot].
+func (r Reader) RootOf(pid uint32) string { return r.path(pid, "root") }
+
 // OpenPath opens the file of a mapping by its path in the root of the process with this PID, which may be another one than
 // the mapping's: any process of the same container sees the same files.
 func (r Reader) OpenPath(pid uint32, m *Mapping) (*os.File, error) {

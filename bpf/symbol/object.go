@@ -139,6 +139,12 @@ func (o *Object) Lookup(dst []Line, a Address) []Line {
 	return dst
 }
 
+// MayHaveLines reports whether [DebugLines], of the file or of a separate one, may know more about an address than Lookup does: of
+// Go code Lookup says it all.
+func (o *Object) MayHaveLines(a Address) bool {
+	return (o.debug.Inside || o.debug.Elsewhere()) && !o.golang.covers(a)
+}
+
 // demangled turns a linkage name of C++ or Rust into the one people write, without parameters, clone suffixes and symbol
 // version. Names of other languages, and whatever it cannot read, stay as they are.
 func demangled(name string) string {

@@ -152,6 +152,7 @@ type bench struct {
 	raised  []process.ID
 	now     time.Time
 	hash    uint64
+	last    unwind.Key // of the last stack
 }
 
 func newBench(t testing.TB, change func(*unwind.SymbolizerConfig)) *bench {
@@ -183,6 +184,7 @@ func (b *bench) stack(id process.ID, scope uint32, hints []unwind.Hint, frames .
 	b.t.Helper()
 	b.hash++
 	key := unwind.Key{Hash: b.hash, Process: id, Scope: scope, Context: unwind.ContextUser}
+	b.last = key
 	b.Stack(unwind.Stack{Key: key, Frames: frames, Hints: hints})
 	locations, ok := b.Locations(key)
 	if !ok {

@@ -73,6 +73,9 @@ func (n Named) String() string {
 type FrameSymbolizer interface {
 	// Attach is called once for each process, when it is first seen. It must be cheap.
 	Attach(*process.Process) Attachment
+	// Improve is called before the stacks of a window are asked for, and when stacks come: names that were found in the
+	// background are handed over by [Env.Replace]. It must be cheap when there are none.
+	Improve()
 	// WindowEnd is called at the end of each window, after the Attachments'.
 	WindowEnd()
 	// Counters returns what it counts beside frames, by the name that the metric has. Any goroutine may call it.
@@ -115,6 +118,12 @@ func (e *Env) Count(p *process.Process, n Named) {
 	if n == NamedUnknown {
 		e.s.state(p).unknown = true
 	}
+}
+
+// Replace puts a better location in the place of one that Symbolize returned, in all stacks of a scope that are held. It takes
+// effect when the stacks of a window are asked for the next time.
+func (e *Env) Replace(scope uint32, old, better *profile.Location) {
+	e.s.replaced[place{scope, old}] = better
 }
 
 // Reread reads the maps of p again, because an address lies nowhere, unless that was done a moment ago. It reports whether
@@ -171,7 +180,8 @@ type Symbolizer struct {
 	kernelWait       int // windows until the next refresh may come
 	kernelBackoff    int
 
-	buf []*profile.Location
+	buf      []*profile.Location
+	replaced map[place]*profile.Location // by Env.Replace, not in the stacks yet
 
 	notDelivered, lost, notCounted, overBudget []*profile.Location
 
@@ -188,6 +198,12 @@ type state struct {
 type held struct {
 	locations []*profile.Location
 	bytes     int64 // without the locations
+}
+
+// place is a location in the stacks of a scope.
+type place struct {
+	scope    uint32
+	location *profile.Location
 }
 
 // ref counts the frames that have a location.
@@ -244,6 +260,7 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 		refs:            map[*profile.Location]ref{},
 		scopes:          map[uint32]int64{},
 		execs:           map[uint32]int{},
+		replaced:        map[place]*profile.Location{},
 		kernel:          NewRecent[uint64, *profile.Location](8192),
 		kernelFunctions: NewRecent[fixedKey, *profile.Location](4096),
 	}
@@ -326,6 +343,41 @@ func (s *Symbolizer) Stack(st Stack) {
 	}
 	s.keep(st.Key, s.buf)
 	clear(s.buf)
+	for _, f := range s.slots {
+		if f != nil {
+			f.Improve()
+		}
+	}
+}
+
+// WindowBegin is called before the stacks of a window are asked for: frames that have found a better name since have it from here on.
+func (s *Symbolizer) WindowBegin() {
+	for _, f := range s.slots {
+		if f != nil {
+			f.Improve()
+		}
+	}
+	if len(s.replaced) == 0 {
+		return
+	}
+	var changed []Key
+	for k, h := range s.stacks {
+		if slices.ContainsFunc(h.locations, func(l *profile.Location) bool { return s.replaced[place{k.Scope, l}] != nil }) {
+			changed = append(changed, k)
+		}
+	}
+	for _, k := range changed {
+		s.buf = append(s.buf[:0], s.stacks[k].locations...)
+		for i, l := range s.buf {
+			if better := s.replaced[place{k.Scope, l}]; better != nil {
+				s.buf[i] = better
+			}
+		}
+		s.Forget(k)
+		s.keep(k, s.buf)
+	}
+	clear(s.buf)
+	clear(s.replaced)
 }
 
 // evidence is what hints say about where files lie in memory.

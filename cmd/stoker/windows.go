@@ -140,6 +140,7 @@ func (p *pipeline) window(w sampler.Window) {
 		}
 		cw.samples = append(cw.samples, s)
 	}
+	p.symbolizer.WindowBegin()
 	for _, c := range w.Counts {
 		locations, ok := p.symbolizer.Locations(c.Key)
 		switch {

@@ -48,6 +48,7 @@ func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
 	return &symbolizer{
 		env:         env,
 		loader:      newLoader(env.Cache),
+		liner:       newLiner(env.Cache),
 		attachments: map[*process.Process]*attachment{},
 		locations:   unwind.NewRecent[locationKey, named](locationBudget),
 		jits:        unwind.NewRecent[string, *profile.Location](jitBudget),
@@ -61,9 +62,11 @@ func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
 type symbolizer struct {
 	env         *unwind.Env
 	loader      *loader
+	liner       *liner
 	window      uint64
 	attachments map[*process.Process]*attachment
-	// locations are shared by all processes: where a file is loaded does not matter.
+	// locations are shared by all processes: where a file is loaded does not matter. Those that have lines from DWARF are
+	// shared within their scope.
 	locations *unwind.Recent[locationKey, named]
 	jits      *unwind.Recent[string, *profile.Location] // by the mapping's name
 	// builds finds a file by its build id, within one scope only: a container can ship a file that claims another's id.
@@ -83,6 +86,7 @@ type locationKey struct {
 	object  weak.Pointer[symbol.Object]
 	mapping *profile.Mapping
 	address symbol.Address
+	scope   uint32 // 0: any; set for what DWARF told
 }
 
 type named struct {
@@ -114,6 +118,12 @@ func (s *symbolizer) Counters() map[string]uint64 {
 		"build_id_searches":   s.searched.Load(), // files of a container searched for a build id
 		"address_spaces_same": s.adopted.Load(),  // processes gone early that were found to share another one's mappings
 		"vdso_unreadable":     s.noVDSO.Load(),
+		"lines_found":         s.liner.found.Load(),    // places of which DWARF, or a separate debug file, said more
+		"lines_absent":        s.liner.absent.Load(),   // of which it said nothing
+		"lines_dropped":       s.liner.dropped.Load(),  // not asked for, because too many wait
+		"line_reads_separate": s.liner.separate.Load(), // readings of a debug file of its own
+		"line_reads_failed":   s.liner.failed.Load(),   // that ended early: nonsense in the file, or larger than the limits
+		"line_reads_slow":     s.liner.slow.Load(),     // that did not end in time
 	}
 }
 
@@ -124,10 +134,14 @@ func (s *symbolizer) Attach(p *process.Process) unwind.Attachment {
 	return a
 }
 
+// Improve implements [unwind.FrameSymbolizer].
+func (s *symbolizer) Improve() { s.liner.poll(s.withLines) }
+
 // WindowEnd implements [unwind.FrameSymbolizer].
 func (s *symbolizer) WindowEnd() {
 	s.window++
 	s.loader.windowEnd()
+	s.liner.windowEnd()
 	clear(s.learned)
 }
 
@@ -219,7 +233,7 @@ func (a *attachment) mapped(m *process.Mapping, address uint64) named {
 		case m.Path == "[vdso]":
 			object, err := symbol.VDSO()
 			if err == nil {
-				return a.s.place(object, m, address)
+				return a.place(object, nil, m, address)
 			}
 			a.s.noVDSO.Add(1)
 			fallthrough
@@ -236,7 +250,7 @@ func (a *attachment) mapped(m *process.Mapping, address uint64) named {
 	case object == nil:
 		f.missed = true
 	}
-	return a.s.place(object, m, address)
+	return a.place(object, f, m, address)
 }
 
 // jit names code that a program made. [anon:NAME], memfd:NAME and the like say who made it, if anything does.
@@ -253,8 +267,10 @@ func (s *symbolizer) jit(m *process.Mapping) named {
 	return named{l, unwind.NamedJIT}
 }
 
-// place names an address in a mapping of an object, or of a file whose symbols are not known (nil).
-func (s *symbolizer) place(object *symbol.Object, m *process.Mapping, address uint64) named {
+// place names an address in a mapping of an object, or of a file whose symbols are not known (nil). f is the file if it can be
+// read again.
+func (a *attachment) place(object *symbol.Object, f *file, m *process.Mapping, address uint64) named {
+	s := a.s
 	offset := m.FileOffset(address)
 	at := symbol.Address(offset)
 	key := unwind.MappingKey{File: m.Path}
@@ -274,7 +290,22 @@ func (s *symbolizer) place(object *symbol.Object, m *process.Mapping, address ui
 	if start, limit := m.Start-bias, m.End-bias; start <= uint64(at) && uint64(at) < limit {
 		key.Start, key.Limit, key.Offset = start, limit, m.Offset
 	}
-	return s.at(locationKey{id, s.env.Names.Mapping(key), at}, object, path.Base(m.Path))
+	k := locationKey{object: id, mapping: s.env.Names.Mapping(key), address: at}
+	if f == nil || object == nil || !object.MayHaveLines(at) {
+		return s.at(k, object, path.Base(m.Path))
+	}
+	mine := k
+	mine.scope = a.p.Scope()
+	if n, ok := s.locations.Get(mine); ok {
+		return n
+	}
+	n := s.at(k, object, path.Base(m.Path))
+	if src := (lineSource{mine.scope, id}); s.liner.wants(src, mine) {
+		s.liner.want(src, mine, n.location, lineFile{
+			path: m.Path, info: object.DebugSource(), open: a.open(f.mapping), roots: []string{s.env.Reader.RootOf(a.p.ID().PID), "/"},
+		})
+	}
+	return n
 }
 
 // at returns the location for a key; object may be nil.

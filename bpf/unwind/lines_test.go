@@ -1,0 +1,102 @@
+package unwind_test
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/pprof/profile"
+)
+
+// full returns functions with the base names of their files and lines, innermost first.
+func full(l *profile.Location) string {
+	var out []string
+	for _, line := range l.Line {
+		out = append(out, fmt.Sprintf("%s %s:%d", line.Function.Name, filepath.Base(line.Function.Filename), line.Line))
+	}
+	return strings.Join(out, ", ")
+}
+
+const inlinedLines = "innermost inlined.c:8, between inlined.c:17, outermost inlined.c:22"
+
+// A stack is named at once by the symbol table; what was inlined comes when the debug information has been read, into the stack
+// that is held, without a new stack from the kernel.
+func TestInlinedFunctionsComeFromDebugInformation(t *testing.T) {
+	p := start(t, exec.Command(build(t, "inlined", "inlined.c", "-g", "-O2")))
+	b := newBench(t, nil)
+	if got := b.resolve(p, p.at["inlined"]); got != "outermost" {
+		t.Errorf("at first: %s", got)
+	}
+	if got := full(b.better(t)); got != inlinedLines {
+		t.Errorf("got %s", got)
+	}
+	// Whoever comes to that place later has the same location.
+	if got := full(b.stack(p.id, scope, nil, frame(p.at["inlined"], false))[0]); got != inlinedLines {
+		t.Errorf("another stack: %s", got)
+	}
+	if len(b.raised) > 0 {
+		t.Error("stacks were asked for again")
+	}
+	// Another container with the same file has names of its own: debug information is no part of what files share.
+	if got := b.stack(p.id, scope+1, nil, frame(p.at["inlined"], false)); names(got) != "outermost" {
+		t.Errorf("another container: %s", names(got))
+	}
+}
+
+// better waits until the last stack has more lines, as windows end.
+func (b *bench) better(t *testing.T) *profile.Location {
+	t.Helper()
+	var l *profile.Location
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
+		b.WindowBegin()
+		locations, ok := b.Locations(b.last)
+		if !ok {
+			t.Fatal("the stack is gone")
+		}
+		if l = locations[0]; len(l.Line) > 1 || l.Line[0].Line != 0 {
+			break
+		}
+	}
+	return l
+}
+
+// The debug file of a stripped program is found beside it, also by a process in another root.
+func TestSeparateDebugFile(t *testing.T) {
+	file := build(t, "inlined", "inlined.c", "-g", "-O2")
+	debug := filepath.Join(filepath.Dir(file), ".debug", "inlined.debug")
+	run(t, "mkdir", filepath.Dir(debug))
+	run(t, "objcopy", "--only-keep-debug", file, debug)
+	run(t, "objcopy", "--strip-all", "--add-gnu-debuglink="+debug, file)
+	p := start(t, exec.Command(file))
+	b := newBench(t, nil)
+	if got := b.resolve(p, p.at["inlined"]); !strings.HasPrefix(got, "inlined!0x") {
+		t.Errorf("at first: %s", got)
+	}
+	if got := full(b.better(t)); got != inlinedLines {
+		t.Errorf("got %s", got)
+	}
+}
+
+// A debug file of another build is not believed.
+func TestSeparateDebugFileOfAnotherBuild(t *testing.T) {
+	file := build(t, "inlined", "inlined.c", "-g", "-O2")
+	other := build(t, "other", "inlined.c", "-g", "-O0")
+	debug := filepath.Join(filepath.Dir(file), "inlined.debug")
+	run(t, "objcopy", "--only-keep-debug", other, debug)
+	run(t, "objcopy", "--strip-all", "--add-gnu-debuglink="+debug, file)
+	p := start(t, exec.Command(file))
+	b := newBench(t, nil)
+	before := b.resolve(p, p.at["inlined"])
+	for deadline := time.Now().Add(20 * time.Second); b.Stats().Unwinders["native"]["lines_absent"] == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody looked")
+		}
+		b.WindowBegin()
+	}
+	if got := b.resolve(p, p.at["inlined"]); got != before {
+		t.Errorf("got %s, before %s", got, before)
+	}
+}
