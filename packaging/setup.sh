@@ -11,8 +11,9 @@ generate=(clang-19 llvm-19 libbpf-dev bpftool)
 # The demo runs real containers: containerd and runc run them, busybox and small C++ programs are in them.
 demo=(containerd runc busybox-static g++)
 # The browser tests drive Chromium; setpriv (util-linux) takes capabilities away in the tests of degradation; ps (procps)
-# shows what a test left behind; tests of Docker start a dockerd of their own; xz packs MiniDebugInfo as distributions do.
-test=("${generate[@]}" "${demo[@]}" chromium util-linux procps docker.io xz-utils)
+# shows what a test left behind; tests of Docker start a dockerd of their own, those of Podman run podman with conmon, and crun
+# for what runc cannot; xz packs MiniDebugInfo as distributions do.
+test=("${generate[@]}" "${demo[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils)
 # The benchmark compares with perf and bpftrace on the same load.
 bench=("${demo[@]}" linux-perf bpftrace)
 

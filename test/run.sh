@@ -17,7 +17,7 @@ declare -A about=(
 	[lint]="gofmt, go vet, staticcheck"
 	[unit]="tests without root, fuzz seeds included"
 	[race]="the same under the race detector"
-	[root]="BPF programs in this kernel, real containerd and Docker"
+	[root]="BPF programs in this kernel, real containerd, Docker and Podman"
 	[browser]="the web UI in headless Chromium"
 	[e2e]="the built agent on containers of known truth"
 	[demo]="make demo, twice"
@@ -48,8 +48,8 @@ state() {
 	{
 		find /tmp -maxdepth 1 -type d -name 'stoker-*'
 		awk '$5 ~ /stoker/ {print "mount " $5}' /proc/self/mountinfo
-		find /sys/fs/cgroup -type d \( -name 'stoker-*' -o -path '*/docker/*' -o -path '*/kubepods/*' \) 2>/dev/null
-		ps -eo pid=,comm= | awk '$2 ~ /^(containerd|containerd-shim|dockerd|runc|stoker|demo)/ {print "process " $1 " " $2}'
+		find /sys/fs/cgroup -type d \( -name 'stoker-*' -o -path '*/docker/*' -o -path '*/kubepods/*' -o -path '*/libpod_parent/*' \) 2>/dev/null
+		ps -eo pid=,comm= | awk '$2 ~ /^(containerd|containerd-shim|dockerd|podman|conmon|runc|crun|stoker|demo)/ {print "process " $1 " " $2}'
 		bpftool prog show 2>/dev/null | awk '/ name (sample|unwind|process_exec|process_exit) / {print "BPF program " $1 " " $4}'
 	} | sort
 }

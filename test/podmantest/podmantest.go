@@ -1,0 +1,412 @@
+// Package podmantest runs containers with a private Podman, for tests: its configuration, storage, locks and state are in one
+// directory, its networks are off, its images come from files. It drives Podman's own command line. Everything needs root
+// and Debian's packages podman, conmon, runc and busybox-static; a Spec with NoCgroup needs crun, too.
+//
+// There is no daemon: containers run below their conmon. StartService runs `podman system service`, so that the API is there.
+// Containers have the cgroups that Podman's cgroupfs driver gives them: /libpod_parent/libpod-ID. An Engine is safe for
+// concurrent use. Stop ends everything that was started.
+package podmantest
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/stoker-profiler/stoker/test/containerdtest"
+)
+
+// startTimeout is how long the service may take until it answers; a loaded two-core machine needs a few seconds.
+const startTimeout = 60 * time.Second
+
+const (
+	// trees are where cgroup hierarchies are mounted: v1 and hybrid, or v2.
+	trees = "/sys/fs/cgroup"
+	// unified is the v2 tree of a hybrid host.
+	unified = trees + "/unified"
+	// parent is where Podman's cgroupfs driver puts containers.
+	parent = "libpod_parent"
+)
+
+// Engine is one private Podman.
+type Engine struct {
+	dir     string
+	options []string
+
+	mu    sync.Mutex // protects what follows
+	cmd   *exec.Cmd  // nil while no service runs
+	ended chan struct{}
+	ids   []string // all that were made
+}
+
+// New prepares a Podman whose files are below dir. Options are passed to every `podman` before its command, as
+// "--hooks-dir", "/some/where". The caller calls Stop, also when ctx has ended.
+func New(dir string, options ...string) (*Engine, error) {
+	for program, pkg := range map[string]string{"podman": "podman", "conmon": "conmon", "runc": "runc"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return nil, fmt.Errorf("prepare a private podman: %w; install the package %s", err, pkg)
+		}
+	}
+	e := &Engine{dir: dir, options: options}
+	// Limits that the machine's root may not raise are not asked for. Locks are files: the default is one piece of shared memory
+	// for all Podmans of the machine, which a new one would reset.
+	conf := fmt.Sprintf(`[containers]
+default_ulimits = ["nofile=20000:20000", "nproc=32768:32768"]
+netns = "host"
+[engine]
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+lock_type = "file"
+runtime = "runc"
+runtime_supports_nocgroups = ["crun"]
+tmp_dir = %q
+static_dir = %q
+volume_path = %q
+[network]
+network_config_dir = %q
+`, e.path("tmp"), e.path("lib/libpod"), e.path("lib/volumes"), e.path("net"))
+	storage := fmt.Sprintf("[storage]\ndriver = \"overlay\"\ngraphroot = %q\nrunroot = %q\n", e.Root(), e.RunRoot())
+	if err := os.MkdirAll(e.path("net"), 0o755); err != nil {
+		return nil, fmt.Errorf("prepare a private podman: %w", err)
+	}
+	for name, text := range map[string]string{"containers.conf": conf, "storage.conf": storage} {
+		if err := os.WriteFile(e.path(name), []byte(text), 0o644); err != nil {
+			return nil, fmt.Errorf("prepare a private podman: %w", err)
+		}
+	}
+	return e, nil
+}
+
+// NewForTest is New in a directory of its own, stopped and removed when the test ends.
+func NewForTest(t containerdtest.TB, options ...string) *Engine {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "stoker-podman-") // not the test's own: its long name does not fit a socket's path
+	if err != nil {
+		t.Fatalf("prepare a private podman: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Errorf("remove the private podman: %v", err)
+		}
+	})
+	e, err := New(dir, options...)
+	if err != nil {
+		t.Fatalf("%v", err)
+	}
+	t.Cleanup(func() {
+		if err := e.Stop(); err != nil {
+			t.Errorf("stop the private podman: %v", err)
+		}
+		if t.Failed() {
+			t.Logf("podman's service wrote:\n%s", e.Log())
+		}
+	})
+	return e
+}
+
+func (e *Engine) path(name string) string { return filepath.Join(e.dir, name) }
+
+// Socket is the path of the API's socket, while a service runs.
+func (e *Engine) Socket() string { return e.path("podman.sock") }
+
+// Root is the directory of images and containers, RunRoot that of what does not outlive a boot, TmpDir that of events.
+func (e *Engine) Root() string { return e.path("lib") }
+
+// RunRoot is the directory of what does not outlive a boot.
+func (e *Engine) RunRoot() string { return e.path("run") }
+
+// TmpDir is the directory of events and exit codes.
+func (e *Engine) TmpDir() string { return e.path("tmp") }
+
+// Log returns what the service wrote so far, over all its starts.
+func (e *Engine) Log() string {
+	b, err := os.ReadFile(e.path("log"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "" // it was never started
+	}
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
+}
+
+// environment is what makes a podman ours.
+func (e *Engine) environment() []string {
+	foreign := func(variable string) bool {
+		name, _, _ := strings.Cut(variable, "=")
+		return strings.HasPrefix(name, "CONTAINER") || name == "XDG_RUNTIME_DIR" || name == "DBUS_SESSION_BUS_ADDRESS"
+	}
+	return append(slices.DeleteFunc(os.Environ(), foreign),
+		"CONTAINERS_CONF="+e.path("containers.conf"), "CONTAINERS_STORAGE_CONF="+e.path("storage.conf"), "HOME="+e.dir)
+}
+
+// Podman runs podman's own command line and returns what it printed on stdout.
+func (e *Engine) Podman(ctx context.Context, args ...string) (string, error) {
+	return e.run(ctx, exec.CommandContext(ctx, "podman", append(append([]string{}, e.options...), args...)...))
+}
+
+// inV2 is Podman, where podman sees a pure v2 machine and is in a cgroup of its own: what crun insists on.
+func (e *Engine) inV2(ctx context.Context, args ...string) (string, error) {
+	const script = `set -e
+mkdir -p "$1"; echo $$ >"$1/cgroup.procs"; shift
+if [ -d ` + unified + ` ]; then mount --bind ` + unified + ` ` + trees + `; fi
+exec podman "$@"`
+	tree := trees
+	if _, err := os.Stat(unified); err == nil {
+		tree = unified
+	}
+	own := filepath.Join(tree, filepath.Base(e.dir))
+	args = append([]string{"--mount", "--propagation", "private", "sh", "-c", script, "sh", own}, append(append([]string{}, e.options...), args...)...)
+	return e.run(ctx, exec.CommandContext(ctx, "unshare", args...))
+}
+
+func (e *Engine) run(ctx context.Context, cmd *exec.Cmd) (string, error) {
+	cmd.Env = e.environment()
+	cmd.WaitDelay = 5 * time.Second // a child that inherited the pipes must not hold us
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.String(), fmt.Errorf("%s: %w: %s", strings.Join(cmd.Args, " "), err, strings.TrimSpace(stderr.String()))
+	}
+	return stdout.String(), ctx.Err()
+}
+
+// Load gives the engine an image.
+func (e *Engine) Load(ctx context.Context, image containerdtest.Image) error {
+	archive := e.path("image.tar")
+	if err := image.Write(archive); err != nil {
+		return err
+	}
+	if _, err := e.Podman(ctx, "load", "--quiet", "--input", archive); err != nil {
+		return err
+	}
+	return os.Remove(archive)
+}
+
+// Spec says what to run.
+type Spec struct {
+	Name   string
+	Image  string // a reference that was loaded
+	Args   []string
+	Env    []string // "NAME=value"
+	Labels map[string]string
+	// NoCgroup has the container run in the cgroup of the podman that made it (--cgroups=disabled), by crun: runc cannot.
+	NoCgroup bool
+	// Options are passed to `podman run` as they are.
+	Options []string
+}
+
+// Run makes a container and starts it, in the network of the host, and returns its id. It returns when Podman says that it
+// runs.
+func (e *Engine) Run(ctx context.Context, spec Spec) (id string, err error) {
+	return e.make(ctx, []string{"run", "--detach"}, spec)
+}
+
+// Create makes a container and does not start it, and returns its id.
+func (e *Engine) Create(ctx context.Context, spec Spec) (id string, err error) {
+	return e.make(ctx, []string{"create"}, spec)
+}
+
+func (e *Engine) make(ctx context.Context, args []string, spec Spec) (string, error) {
+	args = append(args, "--name", spec.Name)
+	for k, v := range spec.Labels {
+		args = append(args, "--label", k+"="+v)
+	}
+	for _, v := range spec.Env {
+		args = append(args, "--env", v)
+	}
+	podman := e.Podman
+	if spec.NoCgroup {
+		if _, err := exec.LookPath("crun"); err != nil {
+			return "", fmt.Errorf("make container %s: %w; install the package crun", spec.Name, err)
+		}
+		podman = e.inV2
+		args = append([]string{"--runtime", "crun"}, append(args, "--cgroups=disabled")...)
+	}
+	args = append(append(append(args, spec.Options...), spec.Image), spec.Args...)
+	out, err := podman(ctx, args...)
+	if err != nil {
+		return "", fmt.Errorf("make container %s: %w", spec.Name, err)
+	}
+	id := strings.TrimSpace(out)
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.ids = append(e.ids, id)
+	return id, nil
+}
+
+// CgroupID is the inode of a running container's cgroup in the v2 hierarchy (also the v2 tree of a hybrid host): what the
+// kernel calls the cgroup id.
+func CgroupID(id string) (uint64, error) {
+	return containerdtest.CgroupID("/" + parent + "/libpod-" + id)
+}
+
+// StartService starts `podman system service` and waits until it answers.
+func (e *Engine) StartService(ctx context.Context) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cmd != nil {
+		return errors.New("start podman's service: it runs already")
+	}
+	log, err := os.OpenFile(e.path("log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+	if err != nil {
+		return fmt.Errorf("start podman's service: %w", err)
+	}
+	defer log.Close() // the child has its own
+	if err := os.Remove(e.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("start podman's service: %w", err)
+	}
+	cmd := exec.Command("podman", append(append([]string{}, e.options...), "system", "service", "--time", "0", "unix://"+e.Socket())...)
+	cmd.Env = e.environment()
+	cmd.Stdout, cmd.Stderr = log, log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start podman's service: %w", err)
+	}
+	ended := make(chan struct{})
+	go func() {
+		_ = cmd.Wait() // how it ended is in the log; that it ended is what counts
+		close(ended)
+	}()
+	e.cmd, e.ended = cmd, ended
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	for {
+		if conn, err := net.Dial("unix", e.Socket()); err == nil {
+			conn.Close()
+			return nil
+		}
+		select {
+		case <-ended:
+			e.cmd = nil
+			return fmt.Errorf("start podman's service: it ended at once; it wrote:\n%s", e.Log())
+		case <-ctx.Done():
+			return errors.Join(fmt.Errorf("start podman's service: no answer on %s: %w; it wrote:\n%s", e.Socket(), ctx.Err(), e.Log()), e.endLocked())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// StopService ends the service and waits for its end. Containers live on.
+func (e *Engine) StopService() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.endLocked()
+}
+
+// PauseService stops the service with SIGSTOP: its socket takes connections and never answers. ResumeService lets it go on.
+func (e *Engine) PauseService() error { return e.signal(syscall.SIGSTOP) }
+
+// ResumeService lets a paused service go on.
+func (e *Engine) ResumeService() error { return e.signal(syscall.SIGCONT) }
+
+func (e *Engine) signal(s syscall.Signal) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.cmd == nil {
+		return fmt.Errorf("send %v to podman's service: it is down", s)
+	}
+	if err := e.cmd.Process.Signal(s); err != nil {
+		return fmt.Errorf("send %v to podman's service: %w", s, err)
+	}
+	return nil
+}
+
+// endLocked kills the service: on SIGTERM it waits for whoever follows its events.
+func (e *Engine) endLocked() error {
+	if e.cmd == nil {
+		return nil
+	}
+	cmd := e.cmd
+	e.cmd = nil
+	if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("end podman's service: %w", err)
+	}
+	<-e.ended
+	if err := os.Remove(e.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("end podman's service: %w", err)
+	}
+	return nil
+}
+
+// Stop removes all containers and pods and ends the service. Calling it again does nothing.
+func (e *Engine) Stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	var errs []error
+	errs = append(errs, e.StopService())
+	if _, err := os.Stat(e.Root()); errors.Is(err, fs.ErrNotExist) {
+		return errors.Join(errs...) // nothing was run, or this was called before
+	}
+	plain := &Engine{dir: e.dir} // without hooks, which may be what a test broke
+	_, err := plain.Podman(ctx, "rm", "--all", "--force", "--time", "0")
+	errs = append(errs, err)
+	_, err = plain.Podman(ctx, "pod", "rm", "--all", "--force")
+	errs = append(errs, err)
+	errs = append(errs, e.wait(ctx))
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	dirs, err := filepath.Glob(trees + "/*/" + parent)
+	errs = append(errs, err)
+	for _, dir := range append(dirs, filepath.Join(trees, parent)) {
+		for _, id := range e.ids {
+			_ = syscall.Rmdir(filepath.Join(dir, "libpod-"+id)) // what a runtime that failed left; mostly gone already
+		}
+		_ = syscall.Rmdir(filepath.Join(dir, "conmon"))
+		_ = syscall.Rmdir(dir) // the common parent goes when nobody else is in it
+	}
+	for _, tree := range []string{trees, unified} {
+		_ = syscall.Rmdir(filepath.Join(tree, filepath.Base(e.dir)))
+	}
+	return errors.Join(errs...)
+}
+
+// wait waits until no process of this engine is left: conmon has Podman clean up after a container, in the background.
+func (e *Engine) wait(ctx context.Context) error {
+	for {
+		pids, err := e.processes()
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("processes of the private podman do not end: %v", pids)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// processes are those that name this engine's directory on their command line, but for us and our kin.
+func (e *Engine) processes() ([]int, error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var pids []int
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", entry.Name(), "cmdline"))
+		if err != nil {
+			continue // it has ended
+		}
+		name, _, _ := bytes.Cut(cmdline, []byte{0})
+		if base := filepath.Base(string(name)); (base == "conmon" || base == "podman") && bytes.Contains(cmdline, []byte(e.dir+"/")) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
