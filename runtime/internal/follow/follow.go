@@ -122,6 +122,7 @@ type Loop[E, L any] struct {
 	settled bool
 	todo    []func(context.Context) func()
 	busy    int
+	soon    time.Time // when an Engine wants a list at the latest; zero: it has no wish
 	state   state
 
 	connects, events, overflows, lists, listErrors atomic.Uint64
@@ -154,6 +155,14 @@ func (l *Loop[E, L]) Round() uint64 { return l.round }
 // under way, when the connection ends are dropped.
 func (l *Loop[E, L]) Ask(question func(context.Context) (answer func())) {
 	l.todo = append(l.todo, question)
+}
+
+// Soon has everything listed again after that long at the latest: for an Engine that learns from others what is new. A list that
+// is under way does not count.
+func (l *Loop[E, L]) Soon(after time.Duration) {
+	if at := time.Now().Add(after); l.soon.IsZero() || at.Before(l.soon) {
+		l.soon = at
+	}
 }
 
 // Syncing begins to tell everything that exists. Only an [Idler] calls it itself.
@@ -296,6 +305,8 @@ func (l *Loop[E, L]) follow(ctx context.Context, engine Engine[E, L], conn Conne
 	failures := 0
 	next := time.NewTimer(l.Times.SecondList)
 	defer next.Stop()
+	due := time.Now().Add(l.Times.SecondList) // when next ends
+	in := func(wait time.Duration) { due = time.Now().Add(wait); next.Reset(wait) }
 	list := func() {
 		if listing {
 			again = true // something was lost while it was made
@@ -315,6 +326,12 @@ func (l *Loop[E, L]) follow(ctx context.Context, engine Engine[E, L], conn Conne
 	l.todo, l.busy = nil, 0
 	list()
 	for {
+		if !listing && !l.soon.IsZero() {
+			if l.soon.Before(due) {
+				in(time.Until(l.soon))
+			}
+			l.soon = time.Time{}
+		}
 		for l.busy < l.Asking && len(l.todo) > 0 {
 			question := l.todo[0]
 			l.todo = l.todo[1:]
@@ -371,7 +388,7 @@ func (l *Loop[E, L]) follow(ctx context.Context, engine Engine[E, L], conn Conne
 				list()
 				continue
 			}
-			next.Reset(wait)
+			in(wait)
 		case err := <-ended:
 			for { // what came before the end
 				select {

@@ -405,3 +405,28 @@ func (a asker) Event(v event) {
 	}
 	a.engine.Event(v)
 }
+
+// hurried is told by others that something is new, and not what.
+type hurried struct{ *engine }
+
+func (h hurried) Event(event) { h.loop.Soon(0) }
+
+func TestAListThatIsWantedSoonIsMade(t *testing.T) {
+	e := newEngine()
+	r := run(t, hurried{e}, e.loop)
+	eventually(t, "the first list is told", func() bool { return r.has("synced") })
+	e.with(func() { e.has["new"] = true })
+	e.stream <- event{}
+	eventually(t, "what is new is told", func() bool { return slices.Contains(r.ids(), "new") })
+	// A list that is under way may have been made before it was there.
+	e.with(func() { e.listing = make(chan struct{}) })
+	e.stream <- event{}
+	eventually(t, "a list is under way", func() bool { return r.count("syncing") == 3 })
+	e.stream <- event{}
+	e.listing <- struct{}{}
+	e.listing <- struct{}{}
+	eventually(t, "another one follows", func() bool { return r.count("synced") == 4 })
+	if n := e.loop.Stats().Lists; n != 4 {
+		t.Errorf("%d lists", n)
+	}
+}
