@@ -22,6 +22,7 @@ import (
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
 	"github.com/stoker-profiler/stoker/runtime/containerd"
+	"github.com/stoker-profiler/stoker/runtime/crio"
 	"github.com/stoker-profiler/stoker/runtime/docker"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/sink"
@@ -142,6 +143,13 @@ func (a *agent) newSources() ([]container.Source, error) {
 		}
 		sources = append(sources, found...)
 	}
+	if addresses := a.cfg.Runtimes.CRIO.Address; len(addresses) != 1 || addresses[0] != config.Off {
+		found, err := crio.Sources(crio.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
+		if err != nil {
+			return nil, fmt.Errorf("cri-o: %w", err)
+		}
+		sources = append(sources, found...)
+	}
 	return append(sources, cgroupfs.NewScanner(a.hierarchy, a.log)), nil
 }
 
@@ -196,6 +204,19 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 	return errors.Join(err, servers.Wait())
 }
 
+// apply takes what a source says: the registry first, then the sources that can say more once they know that there is something.
+func (a *agent) apply(e container.Event) {
+	a.registry.Apply(e)
+	if e.Type != container.Upsert || e.Complete {
+		return
+	}
+	for _, s := range a.sources {
+		if h, ok := s.(container.Hinted); ok {
+			h.Hint(e.Container)
+		}
+	}
+}
+
 // sample runs sources, sampler and pipeline until ctx ends and the last window has gone through.
 func (a *agent) sample(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
@@ -203,7 +224,7 @@ func (a *agent) sample(ctx context.Context) error {
 	sources, ctx := errgroup.WithContext(ctx)
 	for _, s := range a.sources {
 		sources.Go(func() error {
-			if err := ended(ctx, s.Run(ctx, a.registry.Apply)); err != nil {
+			if err := ended(ctx, s.Run(ctx, a.apply)); err != nil {
 				return fmt.Errorf("source %s: %w", s.Name(), err)
 			}
 			return nil

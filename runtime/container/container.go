@@ -141,6 +141,10 @@ type Source interface {
 	Run(ctx context.Context, emit func(Event)) error
 }
 
+// Hinted is implemented by sources whose runtime does not say when something begins. Hint tells them of a container that another
+// source has found and cannot describe. It returns at once and may be called from any goroutine.
+type Hinted interface{ Hint(found Container) }
+
 // Status is what a source says about itself, for `stoker ps` and /healthz.
 type Status struct {
 	Connected bool

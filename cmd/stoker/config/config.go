@@ -116,6 +116,7 @@ type ContainerLabels struct {
 type Runtimes struct {
 	Containerd Containerd `yaml:"containerd"`
 	Docker     Docker     `yaml:"docker"`
+	CRIO       CRIO       `yaml:"crio"`
 }
 
 // Containerd says where containerd listens.
@@ -126,6 +127,11 @@ type Containerd struct {
 // Docker says where Docker listens.
 type Docker struct {
 	Address []string `yaml:"address" help:"Docker's sockets, one or a list; none: /var/run/docker.sock when there is one; off: do not ask Docker"`
+}
+
+// CRIO says where CRI-O listens.
+type CRIO struct {
+	Address []string `yaml:"address" help:"CRI-O's sockets, one or a list; none: /var/run/crio/crio.sock when there is one; off: do not ask CRI-O"`
 }
 
 // Log is the agent's own log on stderr.
