@@ -74,7 +74,7 @@ func ParsePath(path string) (n Name, ok bool) {
 
 // helper reports whether a cgroup holds a runtime's own process.
 func helper(part string) bool {
-	return strings.Contains(part, "-conmon-") || strings.HasPrefix(part, "lxc.monitor") || part == "lxc.pivot"
+	return strings.HasPrefix(part, "libpod-conmon-") || strings.HasPrefix(part, "crio-conmon-") || strings.HasPrefix(part, "lxc.monitor") || part == "lxc.pivot"
 }
 
 // supervised reports whether a child of a container's cgroup is the runtime's, not the container's.
