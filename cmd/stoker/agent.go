@@ -18,6 +18,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
+	"github.com/stoker-profiler/stoker/hook/nri"
 	"github.com/stoker-profiler/stoker/labeler"
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
@@ -149,6 +150,13 @@ func (a *agent) newSources() ([]container.Source, error) {
 			return nil, fmt.Errorf("cri-o: %w", err)
 		}
 		sources = append(sources, found...)
+	}
+	if a.cfg.Runtimes.NRI.Enabled {
+		plugin, err := nri.New(nri.Config{Socket: a.cfg.Runtimes.NRI.Socket, Hierarchy: a.hierarchy, Log: a.log})
+		if err != nil {
+			return nil, err
+		}
+		sources = append(sources, plugin)
 	}
 	return append(sources, cgroupfs.NewScanner(a.hierarchy, a.log)), nil
 }
@@ -302,6 +310,7 @@ const localWindow = 2 * time.Second
 // startLocal starts a sampler for one command, where no agent runs: the same parts, but nothing is kept or served.
 func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.Backend, func() error, error) {
 	cfg.Sampling.Window = min(cfg.Sampling.Window, localWindow)
+	cfg.Runtimes.NRI.Enabled = false // nobody who looks at a node is to be in the way of its starts
 	a, err := newAgent(cfg, log, buildVersion())
 	if err != nil {
 		return nil, nil, err

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"log/slog"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -497,4 +498,33 @@ func (l *lockedBuffer) String() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.b.String()
+}
+
+func TestPsOffersNRIWhereARuntimeDoes(t *testing.T) {
+	dir, err := os.MkdirTemp("", "nri-") // short: a socket is in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	socket := filepath.Join(dir, "nri.sock")
+	cfg := config.Default()
+	cfg.Runtimes.NRI.Socket = socket
+	if hint := nriHint(cfg, nil); hint != "" {
+		t.Errorf("offered where there is none: %s", hint)
+	}
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	if hint := nriHint(cfg, []web.Source{{Name: "containerd"}}); !strings.Contains(hint, socket) || !strings.Contains(hint, "runtimes.nri.enabled") {
+		t.Errorf("hint %q", hint)
+	}
+	if hint := nriHint(cfg, []web.Source{{Name: "nri"}}); hint != "" {
+		t.Errorf("offered where the agent has it: %s", hint)
+	}
+	cfg.Runtimes.NRI.Enabled = true
+	if hint := nriHint(cfg, nil); hint != "" {
+		t.Errorf("offered where it is on: %s", hint)
+	}
 }

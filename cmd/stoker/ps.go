@@ -4,13 +4,16 @@ import (
 	"cmp"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/cmd/stoker/target"
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
@@ -124,9 +127,27 @@ Asks the agent. Without one it finds the containers itself, as root, and CPU sta
 			return nil
 		}
 		fmt.Fprintln(a.stdout)
-		return sourceTable(told, time.Now()).print(a.stdout, 0)
+		if err := sourceTable(told, time.Now()).print(a.stdout, 0); err != nil {
+			return err
+		}
+		if hint := nriHint(cfg, told); hint != "" {
+			fmt.Fprintln(a.stderr, "stoker:", hint)
+		}
+		return nil
 	}
 	return cmd
+}
+
+// nriHint offers NRI where a runtime does and nobody uses it.
+func nriHint(cfg config.Config, sources []web.Source) string {
+	if cfg.Runtimes.NRI.Enabled || slices.ContainsFunc(sources, func(s web.Source) bool { return s.Name == "nri" }) {
+		return ""
+	}
+	socket := strings.TrimPrefix(cfg.Runtimes.NRI.Socket, "unix://")
+	if info, err := os.Stat(socket); err != nil || info.Mode().Type() != fs.ModeSocket {
+		return ""
+	}
+	return "a runtime offers NRI at " + socket + ": with runtimes.nri.enabled pods are in scope before their first instruction, always; docs/nri.md says what that risks"
 }
 
 // chosen returns the containers that the targets mean; no targets mean all.

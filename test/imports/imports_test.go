@@ -80,7 +80,7 @@ var rules = []struct {
 		why: "a profile is complete when it reaches a sink: a sink that asks who the container is, or looks at a process, can be wrong later than the sample was taken"},
 	{from: []string{"./labeler/..."}, to: []string{"./bpf/...", "./sink/store/...", "./sink/pyroscope/...", "./sink/pprof/...", "./sink/file/...", "./sink/web/...", "./runtime/registry/..."},
 		why: "labels are a function of a container and the configuration, nothing else: that is what makes them testable as text"},
-	{from: []string{"./runtime/..."}, to: []string{"./bpf/...", "./sink/...", "./labeler/..."},
+	{from: []string{"./runtime/...", "./hook/..."}, to: []string{"./bpf/...", "./sink/...", "./labeler/..."},
 		why: "sources and the registry tell about containers; the registry gets the kernel through its own small interface, so it can be tested without one"},
 	{from: []string{"./runtime/container"}, to: []string{"./..."},
 		why: "the model that all sources share stays free of them, or two sources would depend on each other through it"},

@@ -117,6 +117,7 @@ type Runtimes struct {
 	Containerd Containerd `yaml:"containerd"`
 	Docker     Docker     `yaml:"docker"`
 	CRIO       CRIO       `yaml:"crio"`
+	NRI        NRI        `yaml:"nri"`
 }
 
 // Containerd says where containerd listens.
@@ -132,6 +133,12 @@ type Docker struct {
 // CRIO says where CRI-O listens.
 type CRIO struct {
 	Address []string `yaml:"address" help:"CRI-O's sockets, one or a list; none: /var/run/crio/crio.sock when there is one; off: do not ask CRI-O"`
+}
+
+// NRI says whether to be a plugin of the runtime, and where.
+type NRI struct {
+	Enabled bool   `yaml:"enabled" help:"be told of pods through NRI before their first instruction; the runtime waits for each answer (docs/nri.md)"`
+	Socket  string `yaml:"socket" help:"where the runtime listens for NRI plugins"`
 }
 
 // Log is the agent's own log on stderr.
@@ -154,7 +161,8 @@ func Default() Config {
 			Allow:        []string{"enable", "service", "frequency"},
 			MaxFrequency: 199,
 		},
-		Log: Log{Level: "info", Format: "text"},
+		Runtimes: Runtimes{NRI: NRI{Socket: "/var/run/nri/nri.sock"}},
+		Log:      Log{Level: "info", Format: "text"},
 	}
 }
 
@@ -176,7 +184,6 @@ const (
 var notYet = map[string]string{
 	"systemd":             "profiling systemd services",
 	"runtimes.podman":     "asking Podman (its containers are found through the cgroup scan)",
-	"runtimes.nri":        "the NRI plugin",
 	"pyroscope.symbolize": "leaving symbols to the server",
 }
 

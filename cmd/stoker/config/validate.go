@@ -100,6 +100,7 @@ func (c *Config) Validate() error {
 	addresses(bad, "runtimes.containerd.address", c.Runtimes.Containerd.Address)
 	addresses(bad, "runtimes.docker.address", c.Runtimes.Docker.Address)
 	addresses(bad, "runtimes.crio.address", c.Runtimes.CRIO.Address)
+	absolute(bad, "runtimes.nri.socket", strings.TrimPrefix(c.Runtimes.NRI.Socket, "unix://"))
 
 	oneOf(bad, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(bad, "log.format", c.Log.Format, "text", "json")
