@@ -51,6 +51,8 @@ type image struct {
 	machine  elf.Machine
 	segments []segment
 	sections []section
+	entry    Address
+	frames   span // .eh_frame_hdr, as PT_GNU_EH_FRAME has it; in the file
 	buildID  string
 	goNote   bool // a note named "Go" is there: the file is a Go program
 }
@@ -81,10 +83,12 @@ func newImage(src *source) (*image, error) {
 			return nil, &FormatError{0, "ELF header cut short"}
 		}
 		m.class64 = true
+		m.entry = Address(le.Uint64(head[24:]))
 		phoff, shoff = le.Uint64(head[32:]), le.Uint64(head[40:])
 		phentsize, phnum = le.Uint16(head[54:]), le.Uint16(head[56:])
 		shentsize, shnum, shstrndx = le.Uint16(head[58:]), le.Uint16(head[60:]), le.Uint16(head[62:])
 	case elf.ELFCLASS32:
+		m.entry = Address(le.Uint32(head[24:]))
 		phoff, shoff = uint64(le.Uint32(head[28:])), uint64(le.Uint32(head[32:]))
 		phentsize, phnum = le.Uint16(head[42:]), le.Uint16(head[44:])
 		shentsize, shnum, shstrndx = le.Uint16(head[46:]), le.Uint16(head[48:]), le.Uint16(head[50:])
@@ -141,6 +145,8 @@ func (m *image) readSegments(off, entsize, num uint64) error {
 			if s.filesz > 0 {
 				m.segments = append(m.segments, s)
 			}
+		case elf.PT_GNU_EH_FRAME:
+			m.frames = span{s.off, s.filesz}
 		case elf.PT_NOTE:
 			notes = append(notes, span{s.off, s.filesz})
 		}

@@ -33,7 +33,7 @@ var ErrNotELF = errors.New("not an ELF file")
 type source struct {
 	r    io.ReaderAt
 	size uint64
-	sum  hash.Hash
+	sum  hash.Hash // nil: what is read takes part in no identity, and no log is kept
 	log  []span
 	read uint64
 }
@@ -81,6 +81,9 @@ func (s *source) fill(p []byte, off uint64, what string) error {
 // note enters p, read at off, into the log and the hash.
 func (s *source) note(p []byte, off uint64) {
 	s.read += uint64(len(p))
+	if s.sum == nil {
+		return
+	}
 	if n := len(s.log); n > 0 && s.log[n-1].off+s.log[n-1].n == off {
 		s.log[n-1].n += uint64(len(p))
 	} else {

@@ -1,0 +1,210 @@
+package cfi
+
+import (
+	"bytes"
+	"slices"
+
+	"github.com/stoker-profiler/stoker/bpf/symbol"
+)
+
+// plt is a section of stubs without call frame information: lld writes none, on arm64 nobody does.
+type plt struct {
+	symbol.Range
+	header    uint64 // bytes before the first stub
+	pushed    uint64 // where in the header its one push is done; 0: no push
+	threshold int16  // pc & 15 from which a stub has pushed; 16: never
+}
+
+// findPLT looks at the sections of stubs.
+func (f *File) findPLT(r *symbol.Reader) {
+	for _, name := range []string{".plt", ".plt.sec", ".plt.got", ".iplt"} {
+		s, ok := f.layout.Section(name)
+		if !ok || !s.Exec || s.Address == 0 || s.End() < s.Address {
+			continue
+		}
+		code := slices.Clone(r.ReadOffset(s.Offset, min(s.Size, 64)))
+		p := plt{Range: s, threshold: 16}
+		if f.arch.link {
+			p.arm64(code)
+		} else {
+			p.x86(code)
+		}
+		f.plt = append(f.plt, p)
+	}
+	slices.SortFunc(f.plt, func(a, b plt) int {
+		if a.Address < b.Address {
+			return -1
+		}
+		return 1
+	})
+}
+
+var endbr64 = []byte{0xf3, 0x0f, 0x1e, 0xfa}
+
+// x86 reads the form of the stubs from the first ones. The header of 16 bytes is push (6 bytes), jmp; a lazy stub is jmp (6),
+// push (5), jmp, or with indirect branch tracking endbr64 (4), push (5), jmp, or with bounds checking push (5), bnd jmp.
+func (p *plt) x86(code []byte) {
+	if len(code) >= 16 && code[0] == 0xff && code[1] == 0x35 {
+		p.header, p.pushed = 16, 6
+		code = code[16:]
+	}
+	switch {
+	case len(code) > 11 && code[0] == 0xff && code[1] == 0x25 && code[6] == 0x68:
+		p.threshold = 11
+	case bytes.HasPrefix(code, endbr64) && len(code) > 9 && code[4] == 0x68:
+		p.threshold = 9
+	case len(code) > 5 && code[0] == 0x68:
+		p.threshold = 5
+	}
+	if p.Address%16 != 0 && p.threshold < 16 {
+		p.threshold = -1
+	}
+}
+
+// arm64 finds the header's push: [bti c;] stp x16, x30, [sp, #-16]!. The header has 32 bytes.
+func (p *plt) arm64(code []byte) {
+	for i := 0; i+4 <= len(code) && i <= 4; i += 4 {
+		if le32(code[i:]) == 0xa9bf7bf0 {
+			p.header, p.pushed = 32, uint64(i+4)
+		}
+	}
+}
+
+func le32(b []byte) uint32 {
+	return uint32(b[0]) | uint32(b[1])<<8 | uint32(b[2])<<16 | uint32(b[3])<<24
+}
+
+// called is the rule at a function's first instruction.
+func (a *arch) called() Rule {
+	if a.link {
+		return Rule{Kind: Normal, Base: a.sp, RA: Unchanged, RAAt: int32(a.ra)}
+	}
+	return Rule{Kind: Normal, Base: a.sp, CFA: 8, RA: AtCFA, RAAt: -8}
+}
+
+// rows adds the rows of the stubs.
+func (p *plt) rows(a *arch, b *builder) {
+	called := a.called()
+	pushed := called
+	if pushed.CFA += 8; a.link {
+		pushed = Rule{Kind: Normal, Base: a.sp, CFA: 16, RA: AtCFA, RAAt: -8}
+	}
+	if p.header > 0 {
+		before, after := called, pushed
+		if !a.link { // a stub has pushed before it jumps here
+			before, after = pushed, pushed
+			after.CFA += 8
+		}
+		b.add(p.Address, before)
+		b.add(p.Address+Address(p.pushed), after)
+	}
+	stub := called
+	switch {
+	case p.threshold < 0:
+		stub = Rule{}
+	case p.threshold < 16:
+		stub.Kind, stub.Plus = PLT, p.threshold
+	}
+	b.add(p.Address+Address(p.header), stub)
+}
+
+// Shapes of code that has no call frame information where it matters, and the rule that holds in it.
+type shape struct {
+	code []byte
+	rule Rule
+	// early: the rule begins one byte before code, for a return address is looked up at pc - 1.
+	early bool
+}
+
+var (
+	x86Shapes = []shape{
+		// mov $15, %rax; syscall: rt_sigreturn in glibc, Go
+		{code: []byte{0x48, 0xc7, 0xc0, 0x0f, 0, 0, 0, 0x0f, 0x05}, rule: Rule{Kind: Signal}, early: true},
+		// mov $15, %eax; syscall: in musl
+		{code: []byte{0xb8, 0x0f, 0, 0, 0, 0x0f, 0x05}, rule: Rule{Kind: Signal}, early: true},
+		// xor %ebp, %ebp; pop %rdi; call *%r9; mov %eax, %edi; xor %eax, %eax; mov $60, %al; syscall; hlt: a new thread in musl's clone
+		{code: []byte{0x31, 0xed, 0x5f, 0x41, 0xff, 0xd1, 0x89, 0xc7, 0x31, 0xc0, 0xb0, 0x3c, 0x0f, 0x05, 0xf4}, rule: Rule{Kind: Stop}},
+	}
+	arm64Shapes = []shape{
+		// mov x8, #139; svc #0: rt_sigreturn
+		{code: []byte{0x68, 0x11, 0x80, 0xd2, 0x01, 0, 0, 0xd4}, rule: Rule{Kind: Signal}, early: true},
+		// blr x1; mov x8, #93; svc #0: a new thread in musl's clone
+		{code: []byte{0x20, 0, 0x3f, 0xd6, 0xa8, 0x0b, 0x80, 0xd2, 0x01, 0, 0, 0xd4}, rule: Rule{Kind: Stop}},
+	}
+)
+
+// entryBytes is how much code at the program's entry is taken for its outermost function, if no table says what is: enough
+// for the call that never returns in every C library's start.
+const entryBytes = 64
+
+// hole adds what is known of [from, to), which no table describes: stubs of the PLT, trampolines of signals, the program's
+// entry, the start of threads.
+func (w *walk) hole(from, to Address) {
+	w.b.add(from, Rule{})
+	for i := range w.f.plt {
+		p := &w.f.plt[i]
+		start, end := max(p.Address, from), min(p.End(), to)
+		if start >= end {
+			continue
+		}
+		w.code(from, start)
+		inner := *w.b
+		w.b.from, w.b.to = start, end
+		p.rows(&w.f.arch, w.b)
+		w.b.from, w.b.to = inner.from, inner.to
+		w.b.add(end, Rule{})
+		from = end
+	}
+	w.code(from, to)
+}
+
+// code adds what the code itself tells of [from, to).
+func (w *walk) code(from, to Address) {
+	for _, s := range w.f.layout.Code() {
+		start, end := max(s.Address, from), min(s.End(), to)
+		if start >= end {
+			continue
+		}
+		if code := w.r.ReadAddress(start, uint64(end-start)); len(code) > 0 {
+			w.shapes(code, start)
+		}
+	}
+}
+
+// shapes looks for known shapes in code, which begins at address at.
+func (w *walk) shapes(code []byte, at Address) {
+	shapes, step := x86Shapes, 1
+	if w.f.arch.link {
+		shapes, step = arm64Shapes, 4
+	}
+	outside, back := Rule{}, len(code) // what holds between shapes, and where Invalid begins again
+	entry := -1
+	if e := w.f.layout.Entry; e >= at && e-at < Address(len(code)) {
+		entry = int(e - at)
+	}
+next:
+	for i := 0; i < len(code); i += step {
+		if i == entry {
+			outside, back = Rule{Kind: Stop}, i+entryBytes
+			w.b.add(at+Address(i), outside)
+		} else if i >= back {
+			outside, back = Rule{}, len(code)
+			w.b.add(at+Address(i), outside)
+		}
+		for j := range shapes {
+			h := &shapes[j]
+			if code[i] != h.code[0] || !bytes.HasPrefix(code[i:], h.code) {
+				continue
+			}
+			start := at + Address(i)
+			if h.early && i > 0 {
+				start--
+			}
+			w.b.add(start, h.rule)
+			i += len(h.code)
+			w.b.add(at+Address(i), outside)
+			i -= step
+			continue next
+		}
+	}
+}
