@@ -169,3 +169,47 @@ func classify(err error) error {
 	}
 	return err
 }
+
+// maxStatus bounds /proc/PID/status; it has some 60 lines.
+const maxStatus = 64 << 10
+
+// Self returns the PID by which a process knows itself, which is the one in the innermost PID namespace that it is in, and its
+// effective user id as the host counts.
+func (r Reader) Self(pid uint32) (inside, user uint32, err error) {
+	path := r.path(pid, "status")
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, 0, classify(err)
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxStatus))
+	if err != nil {
+		return 0, 0, classify(err)
+	}
+	found := 0
+	for line := range bytes.Lines(b) {
+		key, list, _ := bytes.Cut(line, []byte(":"))
+		fields := bytes.Fields(list)
+		switch {
+		case string(key) == "Uid" && len(fields) == 4: // real, effective, saved, of the file system
+			user, err = number(fields[1])
+		case string(key) == "NSpid" && len(fields) > 0: // outermost namespace first
+			inside, err = number(fields[len(fields)-1])
+		default:
+			continue
+		}
+		if err != nil {
+			return 0, 0, fmt.Errorf("%s: %s: %w", path, key, err)
+		}
+		found++
+	}
+	if found != 2 {
+		return 0, 0, fmt.Errorf("%s has no Uid or no NSpid", path)
+	}
+	return inside, user, nil
+}
+
+func number(b []byte) (uint32, error) {
+	v, err := strconv.ParseUint(string(b), 10, 32)
+	return uint32(v), err
+}

@@ -2,6 +2,7 @@ package unwind_test
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -98,5 +99,43 @@ func TestSeparateDebugFileOfAnotherBuild(t *testing.T) {
 	}
 	if got := b.resolve(p, p.at["inlined"]); got != before {
 		t.Errorf("got %s, before %s", got, before)
+	}
+}
+
+// perfMapOf writes the perf map of a process, as its runtime would.
+func perfMapOf(t *testing.T, p *target, text string) {
+	t.Helper()
+	file := fmt.Sprintf("/tmp/perf-%d.map", p.id.PID)
+	t.Cleanup(func() { os.Remove(file) })
+	if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Code that a program made has the names that its runtime wrote down, also when it did so after the sample.
+func TestPerfMapNamesGeneratedCode(t *testing.T) {
+	p := start(t, exec.Command(build(t, "target", "target.c", "-pthread")))
+	data := filepath.Join(t.TempDir(), "code.bin")
+	if err := os.WriteFile(data, make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at := p.do("map %s 0 2000 0", data)
+	b := newBench(t, nil)
+	perfMapOf(t, p, fmt.Sprintf("%x 80 LazyCompile:*add /app/server.js:12:3\n", at))
+	if got := names(b.stack(p.id, scope, nil, frame(at+0x10, false), frame(at+0x101, true))); got != "LazyCompile:*add /app/server.js:12:3 [jit]" {
+		t.Errorf("at first: %s", got)
+	}
+	// More code is made, at the same place too. It is read in the next window, because a frame had no name.
+	perfMapOf(t, p, fmt.Sprintf("%x 80 LazyCompile:*add /app/server.js:12:3\n%x 80 Script:~main\n%x 20 Eval:new\n", at, at+0x100, at))
+	b.WindowEnd(nil)
+	b.WindowEnd(nil)
+	for deadline := time.Now().Add(20 * time.Second); len(b.raised) == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody asks for the stacks again")
+		}
+		b.WindowBegin()
+	}
+	if got := names(b.stack(p.id, scope, nil, frame(at+0x10, false), frame(at+0x101, true))); got != "Eval:new Script:~main" {
+		t.Errorf("got %s", got)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -186,5 +187,30 @@ func TestProcessesThatLiveForAMoment(t *testing.T) {
 	}
 	if n := b.Stats().Processes.Processes; n > 2 {
 		t.Errorf("%d processes are remembered", n)
+	}
+}
+
+// Nobody else can name a process's code.
+func TestPerfMapOfAStranger(t *testing.T) {
+	p := start(t, exec.Command(build(t, "target", "target.c", "-pthread")))
+	data := filepath.Join(t.TempDir(), "code.bin")
+	if err := os.WriteFile(data, make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at := p.do("map %s 0 2000 0", data)
+	perfMapOf(t, p, fmt.Sprintf("%x 80 forged\n", at))
+	if err := os.Chown(fmt.Sprintf("/tmp/perf-%d.map", p.id.PID), 65534, 65534); err != nil {
+		t.Fatal(err)
+	}
+	b := newBench(t, nil)
+	b.resolve(p, at)
+	for deadline := time.Now().Add(20 * time.Second); b.Stats().Unwinders["native"]["perf_maps_failed"] == 0; time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("it was not refused")
+		}
+		b.WindowBegin()
+	}
+	if got := b.resolve(p, at); got != "[jit]" {
+		t.Errorf("got %s", got)
 	}
 }

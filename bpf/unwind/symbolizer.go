@@ -120,6 +120,9 @@ func (e *Env) Count(p *process.Process, n Named) {
 	}
 }
 
+// Better has the stacks of p sent and named again: its frames would get better names now.
+func (e *Env) Better(p *process.Process) { e.s.changed(p, process.Change{}, true) }
+
 // Replace puts a better location in the place of one that Symbolize returned, in all stacks of a scope that are held. It takes
 // effect when the stacks of a window are asked for the next time.
 func (e *Env) Replace(scope uint32, old, better *profile.Location) {

@@ -92,15 +92,23 @@ func (l *loader) windowEnd() { clear(l.waited) }
 
 // wait reports whether a read has ended, after giving it a moment to do so.
 func (l *loader) wait(r *load) bool {
+	if l.patient(r.scope, r.done) {
+		return true
+	}
+	l.slow = append(l.slow, r)
+	return false
+}
+
+// patient waits for something of a scope until our patience with it ends, and reports whether it is done.
+func (l *loader) patient(scope uint32, done <-chan struct{}) bool {
 	began := time.Now()
-	defer func() { l.waited[r.scope] += time.Since(began) }()
-	t := time.NewTimer(max(0, min(l.patience, scopePatience*l.patience-l.waited[r.scope])))
+	defer func() { l.waited[scope] += time.Since(began) }()
+	t := time.NewTimer(max(0, min(l.patience, scopePatience*l.patience-l.waited[scope])))
 	defer t.Stop()
 	select {
-	case <-r.done:
+	case <-done:
 		return true
 	case <-t.C:
-		l.slow = append(l.slow, r)
 		return false
 	}
 }

@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// jit names code that was made while the program ran and that no unwinder of a language knows. All of it is one function:
+	// jit names code that was made while the program ran, that its runtime wrote down nowhere and that no unwinder of a language
+	// knows. All of it is one function:
 	// its addresses are random, are reused, and mean nothing outside of their process, so naming each would make thousands of
 	// functions that never meet again. The frames stay, so that what they call and who calls them is right.
 	jit = "[jit]"
@@ -51,7 +52,7 @@ func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
 		liner:       newLiner(env.Cache),
 		attachments: map[*process.Process]*attachment{},
 		locations:   unwind.NewRecent[locationKey, named](locationBudget),
-		jits:        unwind.NewRecent[string, *profile.Location](jitBudget),
+		jits:        unwind.NewRecent[jitKey, *profile.Location](jitBudget),
 		builds:      unwind.NewRecent[buildKey, build](buildBudget),
 		objects:     unwind.NewRecent[weak.Pointer[symbol.Object], *symbol.Object](objectBudget),
 		learned:     map[uint32]bool{},
@@ -68,7 +69,8 @@ type symbolizer struct {
 	// locations are shared by all processes: where a file is loaded does not matter. Those that have lines from DWARF are
 	// shared within their scope.
 	locations *unwind.Recent[locationKey, named]
-	jits      *unwind.Recent[string, *profile.Location] // by the mapping's name
+	jits      *unwind.Recent[jitKey, *profile.Location]
+	perf      perfMaps
 	// builds finds a file by its build id, within one scope only: a container can ship a file that claims another's id.
 	builds  *unwind.Recent[buildKey, build]
 	objects *unwind.Recent[weak.Pointer[symbol.Object], *symbol.Object]
@@ -107,23 +109,27 @@ type build struct {
 // Counters implements [unwind.FrameSymbolizer].
 func (s *symbolizer) Counters() map[string]uint64 {
 	return map[string]uint64{
-		"files_opened":        s.opened.Load(),   // and their symbols found
-		"files_donated":       s.donated.Load(),  // of them, through another process, because the own was gone
-		"files_gone":          s.gone.Load(),     // no longer to be found
-		"files_denied":        s.denied.Load(),   // not permitted
-		"files_replaced":      s.replaced.Load(), // another file has that path now
-		"files_not_elf":       s.notELF.Load(),
-		"files_slow":          s.slow.Load(),     // not read within a moment, or not tried because of such
-		"files_failed":        s.failed.Load(),   // could not be read for another reason
-		"build_id_searches":   s.searched.Load(), // files of a container searched for a build id
-		"address_spaces_same": s.adopted.Load(),  // processes gone early that were found to share another one's mappings
-		"vdso_unreadable":     s.noVDSO.Load(),
-		"lines_found":         s.liner.found.Load(),    // places of which DWARF, or a separate debug file, said more
-		"lines_absent":        s.liner.absent.Load(),   // of which it said nothing
-		"lines_dropped":       s.liner.dropped.Load(),  // not asked for, because too many wait
-		"line_reads_separate": s.liner.separate.Load(), // readings of a debug file of its own
-		"line_reads_failed":   s.liner.failed.Load(),   // that ended early: nonsense in the file, or larger than the limits
-		"line_reads_slow":     s.liner.slow.Load(),     // that did not end in time
+		"files_opened":          s.opened.Load(),   // and their symbols found
+		"files_donated":         s.donated.Load(),  // of them, through another process, because the own was gone
+		"files_gone":            s.gone.Load(),     // no longer to be found
+		"files_denied":          s.denied.Load(),   // not permitted
+		"files_replaced":        s.replaced.Load(), // another file has that path now
+		"files_not_elf":         s.notELF.Load(),
+		"files_slow":            s.slow.Load(),     // not read within a moment, or not tried because of such
+		"files_failed":          s.failed.Load(),   // could not be read for another reason
+		"build_id_searches":     s.searched.Load(), // files of a container searched for a build id
+		"address_spaces_same":   s.adopted.Load(),  // processes gone early that were found to share another one's mappings
+		"vdso_unreadable":       s.noVDSO.Load(),
+		"perf_maps_read":        s.perf.read.Load(),   // lists of code that a runtime made
+		"perf_maps_failed":      s.perf.failed.Load(), // that could not be read, or were written by somebody else
+		"perf_maps_over_budget": s.perf.over.Load(),
+		"perf_map_frames":       s.perf.named.Load(),     // named by them
+		"lines_found":           s.liner.found.Load(),    // places of which DWARF, or a separate debug file, said more
+		"lines_absent":          s.liner.absent.Load(),   // of which it said nothing
+		"lines_dropped":         s.liner.dropped.Load(),  // not asked for, because too many wait
+		"line_reads_separate":   s.liner.separate.Load(), // readings of a debug file of its own
+		"line_reads_failed":     s.liner.failed.Load(),   // that ended early: nonsense in the file, or larger than the limits
+		"line_reads_slow":       s.liner.slow.Load(),     // that did not end in time
 	}
 }
 
@@ -135,7 +141,10 @@ func (s *symbolizer) Attach(p *process.Process) unwind.Attachment {
 }
 
 // Improve implements [unwind.FrameSymbolizer].
-func (s *symbolizer) Improve() { s.liner.poll(s.withLines) }
+func (s *symbolizer) Improve() {
+	s.liner.poll(s.withLines)
+	s.collectPerfMaps(nil)
+}
 
 // WindowEnd implements [unwind.FrameSymbolizer].
 func (s *symbolizer) WindowEnd() {
@@ -152,7 +161,9 @@ type attachment struct {
 	files map[fileKey]*file
 	bases []base
 	// adopted is true when a sibling's mappings were looked for.
-	adopted bool
+	adopted  bool
+	perf     perfMap
+	detached bool
 }
 
 // fileKey tells the files of one process apart.
@@ -190,7 +201,11 @@ func (a *attachment) Exec() {
 }
 
 // Detach implements [unwind.Attachment].
-func (a *attachment) Detach() { delete(a.s.attachments, a.p) }
+func (a *attachment) Detach() {
+	delete(a.s.attachments, a.p)
+	a.s.perf.bytes -= a.perf.bytes()
+	a.perf.codes, a.detached = nil, true
+}
 
 // WindowEnd implements [unwind.Attachment].
 func (a *attachment) WindowEnd() (better bool) {
@@ -198,6 +213,9 @@ func (a *attachment) WindowEnd() (better bool) {
 		if f.missed && !f.notELF && a.object(f) != nil {
 			f.missed, better = false, true
 		}
+	}
+	if a.perf.missed { // the runtime may have written down meanwhile what it made
+		a.readPerfMap()
 	}
 	return better
 }
@@ -240,31 +258,17 @@ func (a *attachment) mapped(m *process.Mapping, address uint64) named {
 		case m.Path == "[vsyscall]" || m.Path == "[uprobes]" || m.Path == "[vectors]" || m.Path == "[sigpage]":
 			return named{a.s.env.Names.Fixed(m.Path, m.Path), unwind.NamedSymbol}
 		}
-		return a.s.jit(m)
+		return a.jit(m, address)
 	}
 	f := a.file(m)
 	object := a.object(f)
 	switch {
 	case f.notELF:
-		return a.s.jit(m)
+		return a.jit(m, address)
 	case object == nil:
 		f.missed = true
 	}
 	return a.place(object, f, m, address)
-}
-
-// jit names code that a program made. [anon:NAME], memfd:NAME and the like say who made it, if anything does.
-func (s *symbolizer) jit(m *process.Mapping) named {
-	from := anonymous
-	if m.Path != "" {
-		from = m.Path
-	}
-	l, ok := s.jits.Get(from)
-	if !ok {
-		l = s.env.Names.Unaddressed(jit, from)
-		s.jits.Put(from, l, 256+int64(len(from)))
-	}
-	return named{l, unwind.NamedJIT}
 }
 
 // place names an address in a mapping of an object, or of a file whose symbols are not known (nil). f is the file if it can be
