@@ -97,7 +97,8 @@ const (
 	// since is gone (a runtime's restart swallows exit events), unless another source told it. Container is empty.
 	Synced
 	// Syncing: this source begins to tell everything that exists, because it has connected (again) or reconciles. Upserts
-	// and Gones of its event stream may come in between. Without a Syncing, Synced makes nothing gone. Container is empty.
+	// and Gones of its event stream may come in between. Without a Syncing, Synced makes nothing gone: a source that cannot list
+	// (a hook) sends Synced alone, and does not keep alive what the others no longer have. Container is empty.
 	Syncing
 )
 

@@ -51,8 +51,20 @@ func stays(live *record, c *container.Container, holder *record) bool {
 	if live == nil || live.c.CgroupID == 0 || c.CgroupID == 0 || c.CgroupID == live.c.CgroupID {
 		return false
 	}
-	another := holder != nil && !holder.gone && !holder.onlyInferred() && holder.c.ID != c.ID && !outranks(c, holder)
+	another := holder != nil && !holder.gone && holder.c.ID != c.ID && !holder.supposed(c) && !outranks(c, holder)
 	return another || named(live.c.CgroupPath, live.c.ID) && !named(c.CgroupPath, c.ID)
+}
+
+// over reports whether a cgroup was another container's, and is gone or of no use to this one.
+func over(holder *record, c *container.Container) bool {
+	return holder != nil && holder.gone && holder.c.ID != c.ID &&
+		(holder.removed || named(holder.c.CgroupPath, holder.c.ID) && !named(c.CgroupPath, c.ID))
+}
+
+// supposed reports whether nothing but a cgroup's name says that a record's container is in it, and the container that is told to be
+// there may well be what the name means.
+func (rec *record) supposed(c *container.Container) bool {
+	return rec.onlyInferred() && (named(c.CgroupPath, c.ID) || !named(rec.c.CgroupPath, rec.c.ID))
 }
 
 // outranks reports whether a container has a better claim to a cgroup than the one that is known to be in it.
@@ -136,7 +148,8 @@ func named(path, id string) bool {
 	return false
 }
 
-// foreign returns whom a path names that is not the container of an id: another container by its random id, or a unit of systemd.
+// foreign returns whom a path names that is not the container of an id: another container by its random id, or a unit of systemd. Who
+// gives random ids to containers writes them into the path, so one that does not have the id is not that container's.
 func foreign(path, id string) string {
 	if id == "" || named(path, id) {
 		return ""
@@ -155,6 +168,9 @@ func foreign(path, id string) string {
 		if hex := lastHex64(part); hex != "" {
 			other = hex
 		}
+	}
+	if other == "" && lastHex64(id) == id {
+		return path
 	}
 	return other
 }

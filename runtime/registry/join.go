@@ -24,7 +24,14 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 	}
 	rec := r.byCgroup[c.CgroupID] // never has an entry for 0
 	live, gone := r.candidates(c)
-	if !e.Inferred && stays(live, c, rec) {
+	if over(rec, c) {
+		if e.Inferred {
+			r.stats.stale++
+			return
+		}
+		r.refuse(c, "")
+		rec = nil
+	} else if !e.Inferred && stays(live, c, rec) {
 		if before(&e, live) {
 			r.stats.stale++
 			return
@@ -32,21 +39,21 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 		r.refuse(c, "")
 		rec = nil
 	}
-	if rec != nil && !rec.gone && !e.Inferred && !rec.onlyInferred() && outranks(c, rec) {
+	if rec != nil && !rec.gone && !e.Inferred && !rec.supposed(c) && outranks(c, rec) {
 		heir := live
 		switch {
 		case heir == nil:
 			heir = r.create(e.At)
 		case heir.c.CgroupID != 0 && heir.c.CgroupID != c.CgroupID:
 			r.bury(heir, e.At)
-			heir = r.inherit(heir, e.At)
+			heir = r.inherit(heir, &e)
 		}
 		r.yield(rec, heir)
 		r.hear(heir, e, round)
 		return
 	}
 	switch {
-	case rec != nil && (rec.c.ID == c.ID || c.ID == "" || e.Inferred || rec.onlyInferred()):
+	case rec != nil && (rec.c.ID == c.ID || c.ID == "" || e.Inferred || rec.supposed(c)):
 		// Known by its cgroup. Whoever knew only the id spoke about the same container.
 		if !rec.gone && live != nil && live != rec {
 			switch {
@@ -71,12 +78,12 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 		case e.Inferred:
 			r.stats.conflicts++
 			return
-		case before(&e, live):
+		case live.shares == nil && before(&e, live):
 			r.stats.stale++
 			return
 		}
 		r.bury(live, e.At)
-		rec = r.inherit(live, e.At)
+		rec = r.inherit(live, &e)
 	case gone != nil && (before(&e, gone) || c.CgroupID == 0 && (c.PID == 0 || c.PID == gone.c.PID)):
 		rec = gone // something more about a container that has ended
 		if c.CgroupID != 0 {
@@ -84,7 +91,7 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 			return
 		}
 	case gone != nil:
-		rec = r.inherit(gone, e.At)
+		rec = r.inherit(gone, &e)
 	default:
 		rec = r.create(e.At)
 	}
@@ -92,15 +99,17 @@ func (r *Registry) upsert(e container.Event, round uint64) {
 }
 
 // before reports whether what is told about happened before a record's run.
-func before(e *container.Event, rec *record) bool {
-	at := e.Container.TaskCreatedAt
-	if at.IsZero() {
-		at = e.Container.StartedAt
+func before(e *container.Event, rec *record) bool { return began(e).Before(rec.since) }
+
+// began is when the run that is told about began, as far as the event knows: no later than this.
+func began(e *container.Event) time.Time {
+	switch c := &e.Container; {
+	case !c.TaskCreatedAt.IsZero():
+		return c.TaskCreatedAt
+	case !c.StartedAt.IsZero():
+		return c.StartedAt
 	}
-	if at.IsZero() {
-		at = e.At // no later than this
-	}
-	return at.Before(rec.since)
+	return e.At
 }
 
 // seenAfter reports whether another source said that the run goes on after the time of an event.
@@ -169,14 +178,19 @@ func (r *Registry) create(at time.Time) *record {
 	return rec
 }
 
-// inherit makes the record of the next run of a container: what it is called stays, where and since when it runs does not.
-func (r *Registry) inherit(old *record, at time.Time) *record {
-	rec := r.create(at)
+// inherit makes the record of the next run of a container: what it is called stays, where and since when it runs does not. Who
+// knew only the id and spoke after that run had begun spoke about it.
+func (r *Registry) inherit(old *record, e *container.Event) *record {
+	rec := r.create(e.At)
 	rec.described = old.described
 	for name, w := range old.told {
 		c := w.c
 		c.CgroupID, c.CgroupPath, c.NoCgroup, c.PID, c.TaskCreatedAt, c.StartedAt = 0, "", "", 0, time.Time{}, time.Time{}
 		rec.told[name] = &word{c: c, complete: w.complete, inferred: w.inferred, round: w.round}
+		if w.c.CgroupID == 0 && !w.at.Before(began(e)) {
+			rec.told[name].vouches = w.vouches && (!old.gone || w.at.After(old.goneAt))
+			rec.told[name].first, rec.told[name].at = w.at, w.at
+		}
 	}
 	r.stats.restarts++
 	return rec
@@ -335,7 +349,7 @@ func (r *Registry) end(e container.Event) {
 		c.User = slice(c.CgroupPath)
 	}
 	rec := r.byCgroup[c.CgroupID]
-	live, _ := r.candidates(c)
+	live, gone := r.candidates(c)
 	switch {
 	case rec != nil && !e.Inferred && c.User != rec.c.User && c.User != "":
 		r.stats.conflicts++ // a user ends containers of that user
@@ -355,8 +369,13 @@ func (r *Registry) end(e container.Event) {
 	}
 	if rec == nil {
 		r.stats.orphans++
+		if gone != nil {
+			gone.retract(e.Source)
+		}
 		return
 	}
+	rec.retract(e.Source)
+	rec.removed = rec.removed || e.Inferred && c.CgroupID != 0 // the kernel's word
 	if rec.gone {
 		return // somebody else said it first
 	}
@@ -370,6 +389,13 @@ func (r *Registry) end(e container.Event) {
 	r.bury(rec, e.At)
 }
 
+// retract takes note that a source no longer says that a run goes on.
+func (rec *record) retract(source string) {
+	if w := rec.told[source]; w != nil {
+		w.vouches = false
+	}
+}
+
 // bury marks a run as over and takes it out of scope.
 func (r *Registry) bury(rec *record, at time.Time) {
 	rec.gone, rec.goneAt = true, at
@@ -377,8 +403,9 @@ func (r *Registry) bury(rec *record, at time.Time) {
 	if r.stats.shared == 0 {
 		return
 	}
-	for other := range r.records { // who shared its cgroup may have it now
-		if other.shares == rec && !other.gone {
+	own := named(rec.c.CgroupPath, rec.c.ID)
+	for other := range r.records { // who shared its cgroup may have it now, unless it was that container's alone
+		if other.shares == rec && !other.gone && (!own || named(other.c.CgroupPath, other.c.ID)) {
 			other.shares = nil
 			r.byCgroup[other.c.CgroupID] = other
 			r.decide(other)

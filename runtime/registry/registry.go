@@ -132,6 +132,7 @@ type record struct {
 	inScope     time.Time
 	goneAt      time.Time
 	gone        bool
+	removed     bool // and its cgroup with it
 	described   bool
 	measured    bool // its delay has been counted
 	judged      bool // whether it was late has been counted
@@ -155,7 +156,8 @@ type scope struct {
 
 // source is where a source of containers stands.
 type source struct {
-	round  uint64 // counts its Syncings
+	round  uint64    // counts its Syncings
+	began  time.Time // when the last of them was
 	synced bool
 }
 
@@ -217,8 +219,9 @@ func (r *Registry) Apply(e container.Event) {
 		r.end(e)
 	case container.Syncing:
 		s.round++
+		s.began = e.At
 	case container.Synced:
-		r.reconcile(e, s.round)
+		r.reconcile(e, s)
 		if !s.synced {
 			s.synced = true
 			close(r.changed)
@@ -227,24 +230,26 @@ func (r *Registry) Apply(e container.Event) {
 	}
 }
 
-// reconcile ends what a source told before its last Syncing and not again since, unless another source vouches for it.
-func (r *Registry) reconcile(e container.Event, round uint64) {
+// reconcile ends what a source told before its last Syncing and not again since, unless another source vouches for it. About a run
+// that began later the list says nothing.
+func (r *Registry) reconcile(e container.Event, s *source) {
 	for rec := range r.records {
 		w := rec.told[e.Source]
-		if rec.gone || w == nil || !w.vouches || w.round >= round {
+		if w == nil || !w.vouches || w.round >= s.round || rec.since.After(s.began) {
 			continue
 		}
 		w.vouches = false
-		if !rec.vouched() {
+		if !rec.gone && !r.vouched(rec) {
 			r.stats.missed++
 			r.bury(rec, e.At)
 		}
 	}
 }
 
-func (rec *record) vouched() bool {
-	for _, w := range rec.told {
-		if w.vouches {
+// vouched reports whether a source stands for it that a run goes on. Who never lists what exists could not take it back.
+func (r *Registry) vouched(rec *record) bool {
+	for name, w := range rec.told {
+		if w.vouches && r.sources[name].round > 0 {
 			return true
 		}
 	}
