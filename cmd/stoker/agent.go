@@ -238,6 +238,7 @@ func (a *agent) sample(ctx context.Context) error {
 			return nil
 		})
 	}
+	sources.Go(func() error { a.sweep(ctx); return nil })
 	done := make(chan struct{})
 	go func() { defer close(done); a.pipeline.run() }()
 	err := a.sampler.Run(ctx, a.cfg.Sampling.Window, a.pipeline)
@@ -245,6 +246,29 @@ func (a *agent) sample(ctx context.Context) error {
 	a.pipeline.stop()
 	<-done
 	return errors.Join(err, sources.Wait())
+}
+
+// sweepEvery is how often the cgroups of all containers are looked for.
+const sweepEvery = 10 * time.Second
+
+// sweep ends containers whose cgroup is gone and whose end nobody told, until ctx ends.
+func (a *agent) sweep(ctx context.Context) {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		var live []container.Container
+		for _, rec := range a.registry.List() {
+			if rec.GoneAt.IsZero() {
+				live = append(live, rec.Container)
+			}
+		}
+		a.hierarchy.Sweep(live, a.registry.Apply)
+	}
 }
 
 // background runs a part beside the sampling. When one ends before it is told to, that is said at once: profiles are still

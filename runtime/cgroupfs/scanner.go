@@ -21,6 +21,9 @@ import (
 	"github.com/stoker-profiler/stoker/runtime/container"
 )
 
+// sourceName is who speaks.
+const sourceName = "cgroup"
+
 // rescanEvery is how often the whole tree is read again: what inotify lost, or could not watch, is found then.
 const rescanEvery = time.Minute
 
@@ -75,11 +78,11 @@ func NewScanner(h Hierarchy, log *slog.Logger) *Scanner {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Scanner{h: h, log: log.With("source", "cgroup"), rescan: rescanEvery, now: time.Now}
+	return &Scanner{h: h, log: log.With("source", sourceName), rescan: rescanEvery, now: time.Now}
 }
 
 // Name implements [container.Source].
-func (s *Scanner) Name() string { return "cgroup" }
+func (s *Scanner) Name() string { return sourceName }
 
 // Status implements [container.StatusReporter]. Not connected means that only the rescan works.
 func (s *Scanner) Status() container.Status {
