@@ -12,6 +12,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/stoker-profiler/stoker/internal/unixsocket"
 	"time"
 )
 
@@ -103,7 +105,7 @@ func TestATokenKeepsOthersOut(t *testing.T) {
 	}
 	// Whoever reached the socket needs none.
 	r := httptest.NewRequest("GET", "http://anything/api/v1/containers", nil)
-	r = r.WithContext(context.WithValue(r.Context(), peerKey{}, Peer{UID: 1000}))
+	r = r.WithContext(context.WithValue(r.Context(), peerKey{}, unixsocket.Peer{UID: 1000}))
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	if w.Code != 200 {

@@ -4,13 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/user"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -18,7 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/stoker-profiler/stoker/internal/unixsocket"
 )
 
 // Group is the group whose members may use the agent's socket.
@@ -31,114 +29,33 @@ const maxConns = 128
 // exists, has mode 0660 from the moment its name appears, takes the place of one that nobody listens on any more, and is
 // removed by Close. An address that is not loopback is opened as asked; the caller decides whether that is wise.
 func Listen(addr, group string) (net.Listener, error) {
-	path, isUnix := strings.CutPrefix(addr, "unix:")
-	if !isUnix {
-		l, err := net.Listen("tcp", addr)
-		if errors.Is(err, syscall.EADDRINUSE) {
-			return nil, fmt.Errorf("listen on %s: %w; another program, maybe another stoker, uses it: stop it or set web.listen", addr, err)
-		}
+	if path, ok := strings.CutPrefix(addr, "unix:"); ok {
+		l, err := unixsocket.Listen(path, unixsocket.Config{Network: "unix", Mode: 0o660, Group: group})
 		if err != nil {
-			return nil, fmt.Errorf("listen on %s: %w", addr, err)
+			return nil, err
 		}
-		return newLimited(l, nil), nil
+		return newLimited(l), nil
 	}
-	if !filepath.IsAbs(path) {
-		return nil, fmt.Errorf("listen on %s: the path of a socket must be absolute", addr)
+	l, err := net.Listen("tcp", addr)
+	if errors.Is(err, syscall.EADDRINUSE) {
+		return nil, fmt.Errorf("listen on %s: %w; another program, maybe another stoker, uses it: stop it or set web.listen", addr, err)
 	}
-	if err := claim(path); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	dir := filepath.Dir(path)
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	// Bound inside a directory that only we may enter, then renamed: at no moment can anybody reach a socket whose mode is
-	// not yet right, and the stale one is replaced in one step.
-	private, err := os.MkdirTemp(dir, ".stoker-")
 	if err != nil {
 		return nil, fmt.Errorf("listen on %s: %w", addr, err)
 	}
-	defer os.RemoveAll(private)
-	hidden := filepath.Join(private, "s")
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: hidden, Net: "unix"})
-	if err != nil {
-		return nil, fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	l.SetUnlinkOnClose(false)
-	fail := func(err error) (net.Listener, error) {
-		l.Close()
-		return nil, fmt.Errorf("listen on %s: %w", addr, err)
-	}
-	if err := os.Chmod(hidden, 0o660); err != nil {
-		return fail(err)
-	}
-	if gid, ok := groupID(group); ok {
-		// Without the right to give files away only root and we ourselves can use the socket: less, but not unsafe.
-		if err := os.Chown(hidden, -1, gid); err != nil && !errors.Is(err, fs.ErrPermission) {
-			return fail(err)
-		}
-	}
-	made, err := os.Stat(hidden)
-	if err != nil {
-		return fail(err)
-	}
-	if err := os.Rename(hidden, path); err != nil {
-		return fail(err)
-	}
-	return newLimited(l, func() {
-		// Only our own: another agent may have taken the name since.
-		if now, err := os.Lstat(path); err == nil && os.SameFile(made, now) {
-			_ = os.Remove(path) // nobody to tell; a stale socket is replaced at the next start
-		}
-	}), nil
+	return newLimited(l), nil
 }
 
-// claim says whether path may be taken: it does not exist, or it is a socket that nobody listens on.
-func claim(path string) error {
-	info, err := os.Lstat(path)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("%s exists and is not a socket: remove it or choose another path", path)
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
-	if err == nil {
-		c.Close()
-		return errors.New("another stoker is listening there: stop it first")
-	}
-	if errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return fmt.Errorf("cannot tell whether another stoker is listening there: %w", err)
-}
-
-func groupID(name string) (int, bool) {
-	if name == "" {
-		return 0, false
-	}
-	g, err := user.LookupGroup(name)
-	if err != nil {
-		return 0, false
-	}
-	id, err := strconv.Atoi(g.Gid)
-	return id, err == nil
-}
-
-// limited is a listener with a bounded number of open connections and something to do once when it is closed.
+// limited is a listener with a bounded number of open connections.
 type limited struct {
 	net.Listener
-	slots   chan struct{}
-	done    chan struct{}
-	once    sync.Once
-	onClose func()
+	slots chan struct{}
+	done  chan struct{}
+	once  sync.Once
 }
 
-func newLimited(l net.Listener, onClose func()) *limited {
-	return &limited{Listener: l, slots: make(chan struct{}, maxConns), done: make(chan struct{}), onClose: onClose}
+func newLimited(l net.Listener) *limited {
+	return &limited{Listener: l, slots: make(chan struct{}, maxConns), done: make(chan struct{})}
 }
 
 func (l *limited) Accept() (net.Conn, error) {
@@ -159,9 +76,6 @@ func (l *limited) Close() error {
 	err := net.ErrClosed
 	l.once.Do(func() {
 		close(l.done)
-		if l.onClose != nil {
-			l.onClose()
-		}
 		err = l.Listener.Close()
 	})
 	return err
@@ -178,19 +92,13 @@ func (c *limitedConn) Close() error {
 	return err
 }
 
-// Peer is who is at the other end of a Unix socket, as the kernel saw it when it connected.
-type Peer struct {
-	PID      int32
-	UID, GID uint32
-}
-
-// mayRecord says whether the peer may make the agent sample: root, whoever runs the agent, and the members of group. The
+// mayRecord says whether a peer may make the agent sample: root, whoever runs the agent, and the members of group. The
 // socket's mode already keeps others out; this holds too when somebody widened it.
-func (p Peer) mayRecord(group string) bool {
+func mayRecord(p unixsocket.Peer, group string) bool {
 	if p.UID == 0 || int(p.UID) == os.Geteuid() {
 		return true
 	}
-	gid, ok := groupID(group)
+	gid, ok := unixsocket.GroupID(group)
 	if !ok {
 		return false
 	}
@@ -208,8 +116,8 @@ func (p Peer) mayRecord(group string) bool {
 type peerKey struct{}
 
 // PeerOf returns the peer of a request that came over a Unix socket.
-func PeerOf(ctx context.Context) (Peer, bool) {
-	p, ok := ctx.Value(peerKey{}).(Peer)
+func PeerOf(ctx context.Context) (unixsocket.Peer, bool) {
+	p, ok := ctx.Value(peerKey{}).(unixsocket.Peer)
 	return p, ok
 }
 
@@ -222,30 +130,12 @@ func ConnContext(ctx context.Context, c net.Conn) context.Context {
 	if !ok {
 		return ctx
 	}
-	p, err := peerOf(u)
+	p, err := unixsocket.PeerOf(u)
 	if err != nil {
 		// Without credentials the connection counts as one that came over TCP: it may look, not record.
 		return ctx
 	}
 	return context.WithValue(ctx, peerKey{}, p)
-}
-
-func peerOf(u *net.UnixConn) (Peer, error) {
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return Peer{}, err
-	}
-	var p Peer
-	var inner error
-	err = raw.Control(func(fd uintptr) {
-		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		if err != nil {
-			inner = err
-			return
-		}
-		p = Peer{PID: cred.Pid, UID: cred.Uid, GID: cred.Gid}
-	})
-	return p, errors.Join(err, inner)
 }
 
 // Serve answers on l with h until ctx ends, then lets open requests finish for a few seconds. It returns nil when ctx

@@ -235,7 +235,7 @@ func (s *server) record(w http.ResponseWriter, r *http.Request) error {
 	if !local {
 		return &Error{Status: http.StatusForbidden, Message: "recording is possible only through the agent's Unix socket", Remedy: "use stoker record on the node, as root or as a member of the group " + s.cfg.Group}
 	}
-	if !peer.mayRecord(s.cfg.Group) {
+	if !mayRecord(peer, s.cfg.Group) {
 		return &Error{Status: http.StatusForbidden, Message: fmt.Sprintf("user %d may not record", peer.UID), Remedy: "become root, or a member of the group " + s.cfg.Group}
 	}
 	var req RecordRequest
