@@ -19,6 +19,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/hook/nri"
+	"github.com/stoker-profiler/stoker/hook/oci"
 	"github.com/stoker-profiler/stoker/labeler"
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
@@ -157,6 +158,9 @@ func (a *agent) newSources() ([]container.Source, error) {
 			return nil, err
 		}
 		sources = append(sources, plugin)
+	}
+	if socket := a.cfg.Runtimes.Hook.Socket; socket != config.Off {
+		sources = append(sources, oci.New(oci.Config{Socket: socket, Hierarchy: a.hierarchy, Log: a.log}))
 	}
 	return append(sources, cgroupfs.NewScanner(a.hierarchy, a.log)), nil
 }
@@ -335,6 +339,7 @@ const localWindow = 2 * time.Second
 func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.Backend, func() error, error) {
 	cfg.Sampling.Window = min(cfg.Sampling.Window, localWindow)
 	cfg.Runtimes.NRI.Enabled = false // nobody who looks at a node is to be in the way of its starts
+	cfg.Runtimes.Hook.Socket = config.Off // it belongs to the agent; a command is gone in a moment
 	a, err := newAgent(cfg, log, buildVersion())
 	if err != nil {
 		return nil, nil, err

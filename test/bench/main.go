@@ -244,7 +244,7 @@ targets: [{image: %q}, {exclude: true}]
 store: {path: %s, min_free: 1%%}
 web: {listen: off}
 socket: %s
-runtimes: {containerd: {address: %s}}
+runtimes: {containerd: {address: %s}, hook: {socket: off}}
 `, r.hz, imageRef, filepath.Join(b.dir, fmt.Sprintf("%d.db", r.hz)), filepath.Join(b.dir, "api.sock"), b.daemon.Socket())
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err

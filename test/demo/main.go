@@ -127,7 +127,7 @@ targets: [{image: %q}, {exclude: true}]
 store: {path: %s}
 web: {listen: %q}
 socket: %s
-runtimes: {containerd: {address: %s}, docker: {address: off}}
+runtimes: {containerd: {address: %s}, docker: {address: off}, hook: {socket: off}}
 `, imageRef, filepath.Join(dir, "profiles.db"), listen, filepath.Join(dir, "stoker.sock"), d.Socket())
 	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err

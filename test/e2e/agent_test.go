@@ -39,7 +39,7 @@ type options struct {
 
 // agent is a running `stoker run` with its own configuration, store and sockets.
 type agent struct {
-	dir, config, store, socket, listen string
+	dir, config, store, socket, hook, listen string
 	opts                               options
 
 	cmd  *exec.Cmd
@@ -91,7 +91,7 @@ func newAgent(t *testing.T, o options) *agent {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(sockets) })
-	a.socket = filepath.Join(sockets, "api.sock")
+	a.socket, a.hook = filepath.Join(sockets, "api.sock"), filepath.Join(sockets, "hook.sock")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
@@ -103,9 +103,9 @@ targets: %s
 store: {path: %s, min_free: 1%%}
 web: {listen: "%s"}
 socket: %s
-runtimes: {containerd: {address: %s}, docker: {address: %s}}
+runtimes: {containerd: {address: %s}, docker: {address: %s}, hook: {socket: %s}}
 log: {level: debug}
-%s`, o.frequency, o.window, o.targets, a.store, a.listen, a.socket, o.socket, o.docker, o.extra)
+%s`, o.frequency, o.window, o.targets, a.store, a.listen, a.socket, o.socket, o.docker, a.hook, o.extra)
 	if err := os.WriteFile(a.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}

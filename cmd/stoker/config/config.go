@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/prometheus/prometheus/model/relabel"
+
+	"github.com/stoker-profiler/stoker/hook/oci/wire"
 )
 
 // DefaultFile is read when it exists and nothing else was named.
@@ -118,6 +120,7 @@ type Runtimes struct {
 	Docker     Docker     `yaml:"docker"`
 	CRIO       CRIO       `yaml:"crio"`
 	NRI        NRI        `yaml:"nri"`
+	Hook       Hook       `yaml:"hook"`
 }
 
 // Containerd says where containerd listens.
@@ -141,13 +144,18 @@ type NRI struct {
 	Socket  string `yaml:"socket" help:"where the runtime listens for NRI plugins"`
 }
 
+// Hook says where the OCI hook finds the agent.
+type Hook struct {
+	Socket string `yaml:"socket" help:"unix socket at which containers are announced by stoker-hook (see stoker hook); off: no socket"`
+}
+
 // Log is the agent's own log on stderr.
 type Log struct {
 	Level  string `yaml:"level" live:"true" help:"debug, info, warn or error"`
 	Format string `yaml:"format" help:"text or json"`
 }
 
-// Off is the value that switches web.listen and the addresses of runtimes off.
+// Off is the value that switches web.listen, the addresses of runtimes and runtimes.hook.socket off.
 const Off = "off"
 
 // Default returns the configuration of an agent that was told nothing.
@@ -161,7 +169,7 @@ func Default() Config {
 			Allow:        []string{"enable", "service", "frequency"},
 			MaxFrequency: 199,
 		},
-		Runtimes: Runtimes{NRI: NRI{Socket: "/var/run/nri/nri.sock"}},
+		Runtimes: Runtimes{NRI: NRI{Socket: "/var/run/nri/nri.sock"}, Hook: Hook{Socket: wire.Socket}},
 		Log:      Log{Level: "info", Format: "text"},
 	}
 }

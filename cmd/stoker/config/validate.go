@@ -101,6 +101,9 @@ func (c *Config) Validate() error {
 	addresses(bad, "runtimes.docker.address", c.Runtimes.Docker.Address)
 	addresses(bad, "runtimes.crio.address", c.Runtimes.CRIO.Address)
 	absolute(bad, "runtimes.nri.socket", strings.TrimPrefix(c.Runtimes.NRI.Socket, "unix://"))
+	if path := c.Runtimes.Hook.Socket; path != Off {
+		socket(bad, "runtimes.hook.socket", path)
+	}
 
 	oneOf(bad, "log.level", c.Log.Level, "debug", "info", "warn", "error")
 	oneOf(bad, "log.format", c.Log.Format, "text", "json")
@@ -241,10 +244,7 @@ func (w *Web) validate(bad func(key, format string, args ...any)) {
 		return
 	}
 	if path, ok := strings.CutPrefix(w.Listen, "unix:"); ok {
-		absolute(bad, "web.listen", path)
-		if len(path) > 107 {
-			bad("web.listen", "%d bytes are too long for a unix socket; the kernel takes 107", len(path))
-		}
+		socket(bad, "web.listen", path)
 		return
 	}
 	host, _, err := net.SplitHostPort(w.Listen)
@@ -259,6 +259,14 @@ func (w *Web) validate(bad func(key, format string, args ...any)) {
 }
 
 func tenant(s string) bool { return tenantID.MatchString(s) && s != "." && s != ".." }
+
+// socket wants a path at which a unix socket can be.
+func socket(bad func(key, format string, args ...any), key, path string) {
+	absolute(bad, key, path)
+	if len(path) > 107 {
+		bad(key, "%d bytes are too long for a unix socket; the kernel takes 107", len(path))
+	}
+}
 
 // absolute wants a full path: the agent's working directory is the unit file's business.
 func absolute(bad func(key, format string, args ...any), key, path string) {
