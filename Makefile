@@ -22,13 +22,13 @@ help: ## this list
 	@echo '  FUZZ_SECONDS=60 make fuzz    a minute for each fuzz target'
 
 .PHONY: build
-build: ## bin/stoker, static (the BPF objects are committed: no clang needed)
+build: ## bin/stoker and bin/stoker-hook, static (the BPF objects are committed: no clang needed)
 	$(BUILD) -o bin/stoker ./cmd/stoker
+	$(BUILD) -o bin/stoker-hook ./cmd/stoker-hook
 
 .PHONY: cross
-cross: ## bin/stoker for amd64 and arm64
-	GOARCH=amd64 $(BUILD) -o bin/stoker-amd64 ./cmd/stoker
-	GOARCH=arm64 $(BUILD) -o bin/stoker-arm64 ./cmd/stoker
+cross: ## the same for amd64 and arm64
+	for arch in amd64 arm64; do for p in stoker stoker-hook; do GOARCH=$$arch $(BUILD) -o bin/$$p-$$arch ./cmd/$$p; done; done
 
 .PHONY: generate
 generate: ## compile the BPF C again (clang-19) after a change; commit the result

@@ -128,7 +128,7 @@ lane_unit() {
 
 lane_race() {
 	# Only packages with goroutines of their own; the detector makes the others ten times slower for nothing. It needs cgo.
-	CGO_ENABLED=1 "$GO" test -race -timeout "$((budget[race] - 20))s" ./cmd/... ./runtime/... ./labeler/... ./sink/... ./bpf/...
+	CGO_ENABLED=1 "$GO" test -race -timeout "$((budget[race] - 20))s" ./cmd/... ./hook/... ./internal/... ./runtime/... ./labeler/... ./sink/... ./bpf/...
 }
 
 lane_root() {

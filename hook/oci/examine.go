@@ -156,6 +156,9 @@ func (s *Source) belongs(pid int, uid uint32) (bool, error) {
 		return true, nil
 	}
 	ns, err := os.Open(fmt.Sprintf("/proc/%d/ns/user", pid))
+	if errors.Is(err, fs.ErrPermission) {
+		return false, nil // a process with rights that we lack is nobody's but root's
+	}
 	if err != nil {
 		return false, fmt.Errorf("learn whose pid %d is: %w", pid, err)
 	}
