@@ -338,7 +338,7 @@ const localWindow = 2 * time.Second
 // startLocal starts a sampler for one command, where no agent runs: the same parts, but nothing is kept or served.
 func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.Backend, func() error, error) {
 	cfg.Sampling.Window = min(cfg.Sampling.Window, localWindow)
-	cfg.Runtimes.NRI.Enabled = false // nobody who looks at a node is to be in the way of its starts
+	cfg.Runtimes.NRI.Enabled = false      // nobody who looks at a node is to be in the way of its starts
 	cfg.Runtimes.Hook.Socket = config.Off // it belongs to the agent; a command is gone in a moment
 	a, err := newAgent(cfg, log, buildVersion())
 	if err != nil {
