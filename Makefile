@@ -51,7 +51,7 @@ demo: ## a private containerd, a few busy containers, the agent on them, UI at h
 .PHONY: test
 test: ## every test, in lanes with a time budget each (root, Linux; about 20 minutes on 2 cores)
 	@packaging/setup.sh test
-	@exec test/run.sh generate lint unit race root browser e2e demo
+	@exec test/run.sh generate lint unit race root browser e2e vm demo
 
 .PHONY: test-unit
 test-unit: ## tests that need no root and no network; seconds when warm
@@ -75,6 +75,11 @@ test-browser: ## the web UI in headless Chromium
 test-e2e: ## the built agent on real containers with programs of known truth (root)
 	@packaging/setup.sh test
 	@exec test/run.sh e2e
+
+.PHONY: test-vm
+test-vm: ## what needs systemd, in an emulated machine (root; minutes)
+	@packaging/setup.sh vm
+	@exec test/run.sh vm
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck (why these three: CONTRIBUTING.md)

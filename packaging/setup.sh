@@ -2,7 +2,7 @@
 # Installs, by apt on Debian 12, what stoker's build and tests need beyond Go, gcc, git and make. Installs only what is
 # missing, asks the network for nothing when nothing is, and removes nothing.
 #
-# Usage: packaging/setup.sh generate|demo|test|bench
+# Usage: packaging/setup.sh generate|demo|vm|test|bench
 set -euo pipefail
 
 # clang-19 and llvm-19 compile the BPF programs (the version is pinned: the objects are committed and compared byte by
@@ -10,20 +10,24 @@ set -euo pipefail
 generate=(clang-19 llvm-19 libbpf-dev bpftool)
 # The demo runs real containers: containerd and runc run them, busybox and small C++ programs are in them.
 demo=(containerd runc busybox-static g++)
+# Virtual machines (test/vm) are emulated by QEMU; their root is a Debian tree in an ext4 image, their first disk's drivers are
+# sorted by kmod and unpacked by xz.
+vm=(qemu-system-x86 busybox-static kmod debootstrap e2fsprogs xz-utils util-linux)
 # The browser tests drive Chromium; setpriv (util-linux) takes capabilities away in the tests of degradation; ps (procps)
 # shows what a test left behind; tests of Docker start a dockerd of their own, those of Podman run podman with conmon, and crun
 # for what runc cannot; xz packs MiniDebugInfo as distributions do.
-test=("${generate[@]}" "${demo[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils)
+test=("${generate[@]}" "${demo[@]}" "${vm[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils)
 # The benchmark compares with perf and bpftrace on the same load.
 bench=("${demo[@]}" linux-perf bpftrace)
 
 case "${1-}" in
 generate) want=("${generate[@]}") ;;
 demo) want=("${demo[@]}") ;;
+vm) want=("${vm[@]}") ;;
 test) want=("${test[@]}") ;;
 bench) want=("${bench[@]}") ;;
 *)
-	echo "usage: $0 generate|demo|test|bench" >&2
+	echo "usage: $0 generate|demo|vm|test|bench" >&2
 	exit 2
 	;;
 esac

@@ -1,4 +1,4 @@
-//go:build root
+//go:build root || guest
 
 package e2e
 
@@ -25,6 +25,13 @@ import (
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/store"
 )
+
+// testLabel is a label of every container of these tests; its value is the test's name, so that an agent takes only the
+// containers of its own test.
+const testLabel = "stoker-e2e"
+
+// imageRef has busybox and the workloads.
+const imageRef = "localhost/workloads:1"
 
 // options are what a test wants to be different from the agent's defaults.
 type options struct {
@@ -75,7 +82,7 @@ func newAgent(t *testing.T, o options) *agent {
 		o.window = 2 * time.Second
 	}
 	if o.socket == "" {
-		o.socket = run.daemon.socket()
+		o.socket = containerdSocket()
 	}
 	if o.docker == "" {
 		o.docker = "off"
@@ -199,7 +206,7 @@ func (a *agent) wait(t *testing.T) int {
 	t.Helper()
 	select {
 	case <-a.done:
-	case <-time.After(60 * time.Second):
+	case <-time.After(60 * time.Second * slowness):
 		t.Fatalf("the agent does not end:\n%s", tail(a.log.String(), 60))
 	}
 	return a.cmd.ProcessState.ExitCode()

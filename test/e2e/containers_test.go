@@ -23,12 +23,11 @@ import (
 	"github.com/stoker-profiler/stoker/test/workload"
 )
 
-// testLabel is a label of every container of these tests; its value is the test's name, so that an agent takes only the
-// containers of its own test.
-const testLabel = "stoker-e2e"
+// slowness multiplies deadlines: here 1, in an emulated machine more.
+const slowness = 1
 
-// imageRef has busybox and all workloads.
-const imageRef = "localhost/workloads:1"
+// containerdSocket is that of the containerd that an agent follows unless its test says otherwise.
+func containerdSocket() string { return run.daemon.socket() }
 
 // run is what all tests of one `go test` share.
 var run struct {

@@ -1,4 +1,4 @@
-//go:build root
+//go:build root || guest
 
 package e2e
 
@@ -173,6 +173,7 @@ func cpuOff(t *testing.T, what string, got, want time.Duration, frequency int, s
 // eventually polls until ok returns nil, and fails with the last error after a generous time.
 func eventually(t *testing.T, within time.Duration, what string, ok func() error) {
 	t.Helper()
+	within *= slowness
 	deadline := time.Now().Add(within)
 	for {
 		err := ok()

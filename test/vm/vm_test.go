@@ -1,0 +1,73 @@
+//go:build vm
+
+package vm
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stoker-profiler/stoker/test/workload"
+)
+
+// packages of the guest in which test/e2e/guest*_test.go run.
+var packages = []string{
+	"containerd", "runc", "crun", "docker.io", // engines
+	"podman", "netavark", "uidmap", "slirp4netns", "fuse-overlayfs",
+	"systemd-container", "lxc", "apparmor",
+}
+
+// The tests of test/e2e/guest*_test.go, all in one boot: a pure cgroup v2 tree under systemd. They print as they go; a test that fails
+// in the guest fails this one.
+func TestGuest(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Fatal("making a guest's root needs root: run as root")
+	}
+	ctx := t.Context()
+	if deadline, ok := t.Deadline(); ok { // earlier than the test's own, so that the guest's console is shown
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithDeadline(ctx, deadline.Add(-15*time.Second))
+		defer cancel()
+	}
+	say := func(format string, args ...any) { fmt.Printf("vm: "+format+"\n", args...) } // t.Logf is silent until the end without -v
+	dir := t.TempDir()
+	build := func(args ...string) {
+		t.Helper()
+		cmd := exec.Command("go", args...)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("go %s: %v\n%s", strings.Join(args, " "), err, out)
+		}
+	}
+	say("build the agent and the guest's tests")
+	files := map[string]string{"stoker": filepath.Join(dir, "stoker"), "guest.test": filepath.Join(dir, "guest.test")}
+	build("build", "-o", files["stoker"], "github.com/stoker-profiler/stoker/cmd/stoker")
+	build("test", "-c", "-tags", "guest", "-o", files["guest.test"], "github.com/stoker-profiler/stoker/test/e2e")
+	programs, err := workload.New(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	workloads, err := programs.Files(workload.SharesC, workload.Burn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for in, here := range workloads {
+		files[in] = here
+	}
+	g, err := Build(ctx, Config{Kernel: Kernel6_1, Packages: packages, Modules: []string{"overlay", "veth", "tun", "fuse"}, Log: say})
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := []string{"/host/guest.test", "-test.v", "-test.timeout=20m"}
+	if only := os.Getenv("STOKER_VM_RUN"); only != "" {
+		command = append(command, "-test.run="+only)
+	}
+	if err := g.Run(ctx, Job{Command: command, Files: files, Output: os.Stdout}); err != nil {
+		t.Error(err)
+	}
+}
