@@ -186,7 +186,7 @@ func (r *Registry) inherit(old *record, e *container.Event) *record {
 	for name, w := range old.told {
 		c := w.c
 		c.CgroupID, c.CgroupPath, c.NoCgroup, c.PID, c.TaskCreatedAt, c.StartedAt = 0, "", "", 0, time.Time{}, time.Time{}
-		rec.told[name] = &word{c: c, complete: w.complete, inferred: w.inferred, round: w.round}
+		rec.told[name] = &word{c: c, size: w.size, complete: w.complete, inferred: w.inferred, round: w.round}
 		if w.c.CgroupID == 0 && !w.at.Before(began(e)) {
 			rec.told[name].vouches = w.vouches && (!old.gone || w.at.After(old.goneAt))
 			rec.told[name].first, rec.told[name].at = w.at, w.at
@@ -222,6 +222,9 @@ func (r *Registry) hear(rec *record, e container.Event, round uint64) {
 		rec.told[e.Source] = w
 	}
 	overlay(&w.c, &e.Container)
+	size := w.c.Size()
+	r.sources[e.Source].bytes += size - w.size
+	w.size = size
 	w.complete = w.complete || e.Complete
 	w.inferred, w.vouches, w.round, w.at = e.Inferred, true, round, e.At
 	if w.first.IsZero() {

@@ -118,6 +118,7 @@ func displayName(c *container.Container) string {
 type word struct {
 	c                  container.Container
 	complete, inferred bool
+	size               int       // of c, about
 	vouches            bool      // it said so about this run, and has not failed to say it again since
 	round              uint64    // the source's Syncing at which it said it last
 	first, at          time.Time // when it spoke about this run first, and last
@@ -159,6 +160,7 @@ type source struct {
 	round  uint64    // counts its Syncings
 	began  time.Time // when the last of them was
 	synced bool
+	room
 }
 
 // Registry is the table. Make one with New.
@@ -214,7 +216,12 @@ func (r *Registry) Apply(e container.Event) {
 	}
 	switch e.Type {
 	case container.Upsert:
+		if !r.admit(s, &e) {
+			return
+		}
+		known := len(r.records)
 		r.upsert(e, s.round)
+		s.records += max(0, len(r.records)-known)
 	case container.Gone:
 		r.end(e)
 	case container.Syncing:
@@ -371,6 +378,7 @@ func (rec *record) state() State {
 func (r *Registry) WindowEnd() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	r.measure()
 	for id, s := range r.byScope {
 		if !s.retired {
 			continue

@@ -22,7 +22,7 @@ var delayBounds = [...]time.Duration{time.Millisecond, 2 * time.Millisecond, 5 *
 type counters struct {
 	events                                                                                map[eventKey]uint64
 	restarts, missed, undescribed, conflicts, ambiguous, stale, orphans, nameless, shared uint64
-	scopeErrors, early, late                                                              uint64
+	scopeErrors, early, late, cut, refused, tooMany, stripped                             uint64
 	delays                                                                                [len(delayBounds) + 1]uint64
 	delaySum                                                                              time.Duration
 }
@@ -82,6 +82,10 @@ type Stats struct {
 	Nameless    uint64 // events with neither an id nor a cgroup
 	Shared      uint64 // containers in a cgroup that another one has
 	ScopeErrors uint64 // refusals of the kernel
+	Cut         uint64 // names and labels that were too long, or not text, and were cut, mended or left out
+	Refused     uint64 // containers whose id or cgroup cannot be one
+	TooMany     uint64 // containers left out because their source tells of too many
+	Stripped    uint64 // times that a container lost its labels because its source tells of too many
 
 	// Early and Late count containers whose start was witnessed, by whether they were in scope before it.
 	Early, Late uint64
@@ -104,7 +108,8 @@ func (r *Registry) Stats() Stats {
 	s := Stats{
 		Containers: map[State]int{}, Scopes: len(r.byScope),
 		Restarts: c.restarts, Missed: c.missed, Undescribed: c.undescribed, Conflicts: c.conflicts, Ambiguous: c.ambiguous, Stale: c.stale,
-		Orphans: c.orphans, Nameless: c.nameless, Shared: c.shared, ScopeErrors: c.scopeErrors, Early: c.early, Late: c.late,
+		Orphans: c.orphans, Nameless: c.nameless, Shared: c.shared, ScopeErrors: c.scopeErrors, Cut: c.cut, Refused: c.refused, TooMany: c.tooMany, Stripped: c.stripped,
+		Early: c.early, Late: c.late,
 		ScopeDelay: Histogram{Bounds: slices.Clone(delayBounds[:]), Counts: slices.Clone(c.delays[:]), Sum: c.delaySum},
 	}
 	for k, n := range c.events {
@@ -146,6 +151,7 @@ func (s Stats) Metrics() []Metric {
 	}{
 		{"restart", s.Restarts}, {"missed_end", s.Missed}, {"undescribed", s.Undescribed}, {"name_conflict", s.Conflicts}, {"ambiguous", s.Ambiguous},
 		{"stale", s.Stale}, {"orphan_end", s.Orphans}, {"nameless", s.Nameless}, {"shared_cgroup", s.Shared}, {"scope_refused", s.ScopeErrors},
+		{"cut", s.Cut}, {"refused", s.Refused}, {"too_many", s.TooMany}, {"stripped", s.Stripped},
 	} {
 		out = append(out, Metric{"stoker_registry_cases_total", "Cases in which the registry had to decide something.", true, []string{"case"}, []string{m.oddity}, float64(m.n)})
 	}
