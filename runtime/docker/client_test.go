@@ -382,6 +382,7 @@ func TestAnEngineThatLies(t *testing.T) {
 // Events and containers that cannot be are counted and do not get in the way of others.
 func TestNonsenseAmongEvents(t *testing.T) {
 	f, b := started(t)
+	b.client.loop.Times.SecondList = time.Hour // which does not have what only events tell
 	f.has(idOf(1), "web", "running", nil)
 	f.has("not-an-id", "odd", "running", nil)
 	b.run()
