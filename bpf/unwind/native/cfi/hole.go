@@ -133,6 +133,9 @@ var (
 	}
 )
 
+// maxShape is at least as long as the longest of them.
+const maxShape = 16
+
 // entryBytes is how much code at the program's entry is taken for its outermost function, if no table says what is: enough
 // for the call that never returns in every C library's start.
 const entryBytes = 64
@@ -165,8 +168,13 @@ func (w *walk) code(from, to Address) {
 		if start >= end {
 			continue
 		}
-		if code := w.r.ReadAddress(start, uint64(end-start)); len(code) > 0 {
-			w.shapes(code, start)
+		// A shape may begin before or end behind.
+		before, after := min(start-s.Address, entryBytes), min(s.End()-end, maxShape)
+		if code := w.r.ReadAddress(start-before, uint64(end-start+before+after)); len(code) > 0 {
+			inner := *w.b
+			w.b.from, w.b.to = start, end
+			w.shapes(code, start-before)
+			w.b.from, w.b.to = inner.from, inner.to
 		}
 	}
 }

@@ -123,9 +123,9 @@ type program struct {
 }
 
 // run executes the instructions in c, beginning at address loc with the given state. It calls row with each address at which
-// a state begins to hold, until the addresses reach end, and returns the last state. A repeated address replaces the one
-// before.
-func (p *program) run(c *cursor, st state, loc, end Address, row func(Address, *state)) (state, error) {
+// a state begins to hold, until the addresses reach end, and returns the last state and the address it got to. A repeated
+// address replaces the one before.
+func (p *program) run(c *cursor, st state, loc, end Address, row func(Address, *state)) (state, Address, error) {
 	var remembered [maxRemembered]state
 	depth := 0
 	advance := func(delta uint64) bool {
@@ -139,7 +139,7 @@ func (p *program) run(c *cursor, st state, loc, end Address, row func(Address, *
 	}
 	for len(c.b) > 0 {
 		if p.steps--; p.steps < 0 {
-			return st, errBudget
+			return st, loc, errBudget
 		}
 		more := true
 		op := c.u8()
@@ -158,7 +158,7 @@ func (p *program) run(c *cursor, st state, loc, end Address, row func(Address, *
 				to := c.pointer(p.enc, 0)
 				row(loc, &st)
 				if to < loc {
-					return st, errProgram
+					return st, loc, errProgram
 				}
 				loc = to
 				more = loc < end
@@ -193,13 +193,13 @@ func (p *program) run(c *cursor, st state, loc, end Address, row func(Address, *
 				}
 			case opRememberState:
 				if depth == len(remembered) {
-					return st, errBudget
+					return st, loc, errBudget
 				}
 				remembered[depth] = st
 				depth++
 			case opRestoreState:
 				if depth == 0 {
-					return st, errProgram
+					return st, loc, errProgram
 				}
 				depth--
 				st = remembered[depth]
@@ -242,24 +242,24 @@ func (p *program) run(c *cursor, st state, loc, end Address, row func(Address, *
 				p.set(&st, r, saved{where: whereExpression})
 			case opNegateRAState, opNegateRAStateWithPC:
 				if !p.arch.link { // 0x2d is GNU_window_save elsewhere: SPARC's
-					return st, errOpcode
+					return st, loc, errOpcode
 				}
 				st.signed = !st.signed
 			case opGNUArgsSize:
 				c.uleb()
 			default:
-				return st, errOpcode
+				return st, loc, errOpcode
 			}
 		}
 		if c.failed {
-			return st, errProgram
+			return st, loc, errProgram
 		}
 		if !more {
-			return st, nil
+			return st, loc, nil
 		}
 	}
 	row(loc, &st)
-	return st, nil
+	return st, loc, nil
 }
 
 // factored multiplies by the data alignment; what overflows becomes an offset that fits no rule.

@@ -225,7 +225,7 @@ func (s *sectionReader) readCommon(off uint64) *common {
 	}
 	cie.steps = min(*s.budget, 1024)
 	left := cie.steps
-	st, err := cie.run(&c, state{}, 0, 1<<63, func(Address, *state) {})
+	st, _, err := cie.run(&c, state{}, 0, 1<<63, func(Address, *state) {})
 	*s.budget -= left - cie.steps
 	if err != nil {
 		if bad.bad = ReasonEntry; err == errOpcode {
@@ -243,10 +243,8 @@ func (s *sectionReader) rows(e *entry, b *builder) {
 	c := cursor{b: e.program, at: e.programAt}
 	p := e.cie.program
 	p.steps = *s.budget
-	last := e.start
 	end := min(e.end, b.to)
-	_, err := p.run(&c, p.initial, e.start, end, func(a Address, st *state) {
-		last = a
+	_, at, err := p.run(&c, p.initial, e.start, end, func(a Address, st *state) {
 		r, why := p.rule(st, e.cie.signal)
 		if why != ReasonCount && a < b.to {
 			s.stats.Refused[why]++
@@ -264,5 +262,5 @@ func (s *sectionReader) rows(e *entry, b *builder) {
 	default:
 		s.stats.Refused[ReasonEntry]++
 	}
-	b.add(last, Rule{})
+	b.add(at, Rule{})
 }
