@@ -24,6 +24,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/store"
+	"github.com/stoker-profiler/stoker/sink/web"
 )
 
 // testLabel is a label of every container of these tests; its value is the test's name, so that an agent takes only the
@@ -105,6 +106,14 @@ func newAgent(t *testing.T, o options) *agent {
 	}
 	a.listen = l.Addr().String()
 	l.Close()
+	a.configure(t)
+	return a
+}
+
+// configure writes the configuration from the options, as newAgent has completed them.
+func (a *agent) configure(t *testing.T) {
+	t.Helper()
+	o := a.opts
 	text := fmt.Sprintf(`sampling: {frequency: %d, window: %s}
 targets: %s
 store: {path: %s, min_free: 1%%}
@@ -116,7 +125,43 @@ log: {level: debug}
 	if err := os.WriteFile(a.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	return a
+}
+
+// reload has the running agent read its configuration again.
+func (a *agent) reload(t *testing.T) {
+	t.Helper()
+	if err := a.cmd.Process.Signal(syscall.SIGHUP); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// known asks the agent for what it knows of containers, those included that ended within the last windows.
+func (a *agent) known(t *testing.T) (list []web.Container) {
+	t.Helper()
+	out, errs, code := a.command(t, "ps", "--all", "--output", "json")
+	if code != 0 {
+		t.Fatalf("stoker ps: exit code %d: %s", code, errs)
+	}
+	if err := json.Unmarshal([]byte(out), &list); err != nil {
+		t.Fatalf("stoker ps: %v in %q", err, out)
+	}
+	return list
+}
+
+// becomes waits until what the agent knows of a container that has not ended is as wanted, and returns it.
+func (a *agent) becomes(t *testing.T, id, what string, ok func(web.Container) bool) (found web.Container) {
+	t.Helper()
+	eventually(t, 30*time.Second, what, func() error {
+		for _, c := range a.known(t) {
+			if c.ID == id && c.GoneAt.IsZero() {
+				if found = c; ok(c) {
+					return nil
+				}
+			}
+		}
+		return fmt.Errorf("container %s is %+v", id, found)
+	})
+	return found
 }
 
 // startAgent starts an agent and returns when it says that it is up.
