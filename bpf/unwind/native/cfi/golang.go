@@ -25,6 +25,9 @@ func (w *walk) golang(from, to Address) {
 // goRoots are the functions nobody called, for the tables of Go before 1.17, which do not say.
 var goRoots = []string{"runtime.goexit", "runtime.mstart", "runtime.mcall", "runtime.rt0_go"}
 
+// maxGoPopped is how many bytes above its return address a function may take off the stack.
+const maxGoPopped = 64
+
 func (w *walk) function(fn *symbol.GoFunction) {
 	switch {
 	case strings.HasPrefix(fn.Name, "runtime.sigreturn"):
@@ -45,11 +48,18 @@ func (w *walk) function(fn *symbol.GoFunction) {
 			}
 		}
 	}
+	w.b.add(fn.Start, Rule{})     // some are no code: marks of the linker's, without a table
 	frame, ok := goFrame{}, false // how the function keeps its frame pointer, once it has a frame
-	complete := fn.StackSizes(func(from, to Address, size int32) {
-		if size < 0 || size > maxCFA-16 || size%8 != 0 {
+	fn.StackSizes(func(from, to Address, size int32) {
+		if size < -maxGoPopped || size%8 != 0 {
 			w.stats.Refused[ReasonRange]++
 			w.b.add(from, Rule{})
+			return
+		}
+		if size < 0 { // assembly that has taken its own return address off the stack
+			r := w.f.arch.called()
+			r.CFA += size
+			w.b.add(from, r)
 			return
 		}
 		if size == 0 {
@@ -65,10 +75,6 @@ func (w *walk) function(fn *symbol.GoFunction) {
 		}
 		frame.rows(w.b, &w.f.arch, from, size, fn.WritesSP)
 	})
-	if !complete {
-		w.stats.Refused[ReasonEntry]++
-		w.b.add(fn.Start, Rule{})
-	}
 }
 
 // goFrame says what a function does behind the instruction that makes its frame.
@@ -131,37 +137,36 @@ func goFrameARM64(b []byte, at Address) goFrame {
 
 // rows adds the rows of a piece of a function that begins at from and has one stack size.
 func (g *goFrame) rows(b *builder, a *arch, from Address, size int32, writesSP bool) {
-	if writesSP && g.saves && from >= g.set {
+	if g.saves && from >= g.set && (writesSP || g.pushed) {
 		b.add(from, Rule{Kind: FramePointer})
+		return
+	}
+	if size > maxCFA-8 || a.link && !g.link { // or a frame that assembly made itself
+		b.add(from, Rule{})
 		return
 	}
 	r := Rule{Kind: Normal, Base: a.sp, CFA: size + 8, RA: AtCFA, RAAt: -8}
 	at := int32(-16) // of the saved frame pointer
 	if a.link {
-		if !g.link {
-			b.add(from, Rule{}) // a frame that assembly made itself
-			return
-		}
 		r.CFA, r.RAAt, at = size, -size, -size-8
 	}
-	if !g.saves {
-		b.add(from, r)
-		return
-	}
-	if from < g.stored {
-		b.add(from, r)
-		from = g.stored
-	}
-	r.FP, r.FPAt = AtCFA, at
-	if !r.fits() { // a frame of more than 256 KiB
-		r = Rule{Kind: FramePointer}
-	}
-	if g.pushed {
-		if from < g.set {
-			b.add(from, r)
-			from = g.set
+	add := func(from Address, r Rule) {
+		if !r.fits() { // arm64: a frame of more than 256 KiB
+			r = Rule{}
+			if g.saves && from >= g.set {
+				r.Kind = FramePointer
+			}
 		}
-		r = Rule{Kind: FramePointer}
+		b.add(from, r)
 	}
-	b.add(from, r)
+	if g.saves && from >= g.stored {
+		r.FP, r.FPAt = AtCFA, at
+		add(from, r)
+	} else if add(from, r); g.saves {
+		r.FP, r.FPAt = AtCFA, at
+		add(g.stored, r)
+	}
+	if g.saves && g.pushed && from < g.set {
+		b.add(g.set, Rule{Kind: FramePointer})
+	}
 }
