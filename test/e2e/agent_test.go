@@ -48,7 +48,7 @@ type options struct {
 // agent is a running `stoker run` with its own configuration, store and sockets.
 type agent struct {
 	dir, config, store, socket, hook, listen string
-	opts                               options
+	opts                                     options
 
 	cmd  *exec.Cmd
 	done chan struct{} // closed when the process has ended

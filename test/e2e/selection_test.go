@@ -24,7 +24,9 @@ func TestSelectionChangesWhileContainersRun(t *testing.T) {
 	slow := start(t, spec{args: []string{"/" + workload.Burn, "0", "3"}, labels: map[string]string{"team": "blue", "stoker.frequency": "20"}})
 	mute := start(t, spec{args: []string{"/" + workload.Burn, "0", "4"}, labels: map[string]string{"team": "blue", "stoker.enable": "false"}})
 	willing := start(t, spec{args: []string{"/" + workload.Burn, "0", "5"}, labels: map[string]string{"team": "red", "stoker.enable": "true"}})
-	state := func(want string) func(web.Container) bool { return func(c web.Container) bool { return c.State == want } }
+	state := func(want string) func(web.Container) bool {
+		return func(c web.Container) bool { return c.State == want }
+	}
 
 	a.becomes(t, blue.id, "blue is profiled", state("profiled"))
 	before := a.becomes(t, red.id, "red is profiled", state("profiled"))
