@@ -40,6 +40,7 @@ type options struct {
 	window    time.Duration // default 2 s: a test does not want to wait ten
 	targets   string        // YAML of targets; default: only the containers of this test
 	extra     string        // more YAML, at top level
+	runtimes  string        // more YAML, in runtimes: ", nri: {enabled: true}"
 	socket    string        // containerd's; default the one of the test run
 	docker    string        // Docker's; default off
 	wrap      []string      // run under this command, as setpriv
@@ -119,9 +120,9 @@ targets: %s
 store: {path: %s, min_free: 1%%}
 web: {listen: "%s"}
 socket: %s
-runtimes: {containerd: {address: %s}, docker: {address: %s}, hook: {socket: %s}}
+runtimes: {containerd: {address: %s}, docker: {address: %s}, hook: {socket: %s}%s}
 log: {level: debug}
-%s`, o.frequency, o.window, o.targets, a.store, a.listen, a.socket, o.socket, o.docker, a.hook, o.extra)
+%s`, o.frequency, o.window, o.targets, a.store, a.listen, a.socket, o.socket, o.docker, a.hook, o.runtimes, o.extra)
 	if err := os.WriteFile(a.config, []byte(text), 0o644); err != nil {
 		t.Fatal(err)
 	}
