@@ -128,8 +128,8 @@ func (s *Source) setStatus(err error) bool {
 
 // Run implements [container.Source]. A socket that cannot be opened is tried again: maybe another agent holds it.
 func (s *Source) Run(ctx context.Context, emit func(container.Event)) error {
-	// What exists already was told to somebody else: hooks speak once.
-	emit(container.Event{Type: container.Syncing, Source: s.Name(), At: time.Now()})
+	// What exists already was told to somebody else: hooks speak once. So there is no Syncing either: it would be a promise to take
+	// back what was told and is no more.
 	emit(container.Event{Type: container.Synced, Source: s.Name(), At: time.Now()})
 	var work sync.WaitGroup
 	defer work.Wait()

@@ -143,7 +143,7 @@ func start(t *testing.T, s *Source) (events chan container.Event, stop func()) {
 			t.Errorf("Run ended with %v", err)
 		}
 	}
-	for _, want := range []container.EventType{container.Syncing, container.Synced} {
+	for _, want := range []container.EventType{container.Synced} {
 		if e := <-events; e.Type != want {
 			t.Errorf("it begins with %v, want %v", e.Type, want)
 		}

@@ -7,12 +7,17 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stoker-profiler/stoker/hook/oci/wire"
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/web"
 	"github.com/stoker-profiler/stoker/test/critest"
@@ -42,7 +47,7 @@ type tool struct {
 	scope    uint32
 }
 
-// Every source at once: containerd 1.6 with a dockerd on it, containerd 2.4 with pods and NRI, the cgroup tree. Each container is one
+// Every source at once: containerd 1.6 with a dockerd on it, containerd 2.4 with pods, NRI and hooks, the cgroup tree. Each container is one
 // record with all its sources, in scope in time and with its own samples, while one engine after the other hangs, is killed and
 // comes back.
 func TestAllSourcesAtOnce(t *testing.T) {
@@ -51,15 +56,24 @@ func TestAllSourcesAtOnce(t *testing.T) {
 	if err := docker.Load(t.Context(), run.image); err != nil {
 		t.Fatal(err)
 	}
-	pods := critest.NewForTest(t, critest.Options{})
+	a := newAgent(t, options{})
+	hook := filepath.Join(run.dir, "stoker-hook")
+	build := exec.Command("go", "build", "-o", hook, "github.com/stoker-profiler/stoker/cmd/stoker-hook")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build stoker-hook: %v\n%s", err, out)
+	}
+	pods := critest.NewForTest(t, critest.Options{BaseSpec: func(s *specs.Spec) {
+		s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: hook, Env: []string{wire.SocketVariable + "=" + a.hook}}}}
+	}})
 	if err := pods.Image(run.image); err != nil {
 		t.Fatal(err)
 	}
-	a := startAgent(t, options{
-		socket:   fmt.Sprintf("[%s, %s]", old.socket(), pods.Socket()),
-		docker:   docker.Socket(),
-		runtimes: fmt.Sprintf(", nri: {enabled: true, socket: %s}", pods.NRISocket()),
-	})
+	a.opts.socket, a.opts.docker = fmt.Sprintf("[%s, %s]", old.socket(), pods.Socket()), docker.Socket()
+	a.opts.runtimes = fmt.Sprintf(", nri: {enabled: true, socket: %s}", pods.NRISocket())
+	a.configure(t)
+	a.start(t)
+	a.ready(t)
 	burn := func(n int) []string { return []string{"/" + workload.Burn, "0", fmt.Sprint(n)} }
 	mine := map[string]string{testLabel: t.Name()}
 	engines := []*engine{
@@ -87,7 +101,7 @@ func TestAllSourcesAtOnce(t *testing.T) {
 			pause: docker.PauseDaemon, resume: docker.ResumeDaemon, kill: docker.KillDaemon, restart: docker.StartDaemon,
 		},
 		{
-			name: "pods", sources: []string{"cgroup", "containerd:" + pods.Socket(), "nri"},
+			name: "pods", sources: []string{"cgroup", "containerd:" + pods.Socket(), "hook", "nri"},
 			labels: map[string]string{"container_runtime": "containerd", "namespace": "shop", "container": "main"},
 			run: func(t *testing.T, n int, name string) *tool {
 				pod, err := pods.RunPod(t.Context(), critest.PodSpec{Name: name, Namespace: "shop", Labels: mine})
