@@ -71,13 +71,15 @@ func (p *Plugin) connect(ctx context.Context, emit func(container.Event)) (synce
 		}
 		return err
 	}
+	// There is a policy by which a runtime keeps a plugin that was late (KeepConnected, nri 0.12.5). We do not ask for it: only an
+	// agent that is stopped or starved is ever late, and it would then hold up every start for two seconds. Cut off, it holds up one,
+	// and comes back when it can.
 	st, err := stub.New(s,
 		stub.WithLogger(logger{p.log}),
 		stub.WithPluginName("stoker"),
 		stub.WithPluginIdx(pluginIndex),
 		stub.WithConnection(conn),
 		stub.WithOnClose(func() { s.once.closed.Do(func() { close(s.closed) }) }),
-		stub.WithFailurePolicy(&api.FailurePolicy{KeepConnected: true}),
 		stub.WithTTRPCOptions([]ttrpc.ClientOpts{ttrpc.WithUnaryClientInterceptor(noteRegistered)}, nil),
 	)
 	if err != nil {
