@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
 
+	"github.com/stoker-profiler/stoker/internal/unixsocket"
 	"github.com/stoker-profiler/stoker/runtime/container"
 	"github.com/stoker-profiler/stoker/runtime/internal/follow"
 )
@@ -70,9 +72,10 @@ var (
 // Client follows one Docker engine. Make one with NewClient and call Run once.
 type Client struct {
 	name, address string
-	root          string // where the engine's files are, unless its configuration says otherwise; empty when nobody knows
-	config        string // the engine's configuration
-	units         string // where systemd shows its active units
+	root          string                         // where the engine's files are, unless its configuration says otherwise; empty when nobody knows
+	config        string                         // the engine's configuration
+	units         string                         // where systemd shows its active units
+	user          func(net.Conn) (string, error) // whose the engine is; tests say that theirs is root's
 	log           *slog.Logger
 	loop          *follow.Loop[events.Message, listed]
 	n             counts
@@ -113,7 +116,7 @@ func NewClient(name, address string, log *slog.Logger) *Client {
 		log = slog.New(slog.DiscardHandler)
 	}
 	log = log.With("source", name)
-	c := &Client{name: name, address: address, units: systemdUnits, log: log, times: times{callTimeout, listTimeout, maxAnswer, maxEvent},
+	c := &Client{name: name, address: address, units: systemdUnits, user: userOf, log: log, times: times{callTimeout, listTimeout, maxAnswer, maxEvent},
 		loop: follow.New[events.Message, listed](follow.Config{
 			Source: name, Engine: "Docker", Address: address, Queue: queueLength, Asking: asking, Log: log,
 			Times: follow.Times{SecondList: secondList, ListEvery: listEvery, MinBackoff: minBackoff, MaxBackoff: maxBackoff,
@@ -188,7 +191,8 @@ func (t *table) Connect(ctx context.Context) (_ connection, err error) {
 	if err != nil {
 		return connection{}, err
 	}
-	if err := probe.Close(); err != nil {
+	t.user, err = c.user(probe)
+	if err := errors.Join(err, probe.Close()); err != nil {
 		return connection{}, err
 	}
 	transport := &http.Transport{
@@ -238,6 +242,19 @@ func (t *table) Connect(ctx context.Context) (_ connection, err error) {
 		Close: free,
 		About: []any{"api", api.ClientVersion()},
 	}, nil
+}
+
+// userOf says whose the engine at the other end is: a user id in decimal, empty for root.
+func userOf(c net.Conn) (string, error) {
+	conn, ok := c.(*net.UnixConn)
+	if !ok {
+		return "", fmt.Errorf("learn whose engine listens at %s: it is no unix socket", c.RemoteAddr())
+	}
+	peer, err := unixsocket.PeerOf(conn)
+	if err != nil || peer.UID == 0 {
+		return "", err
+	}
+	return strconv.FormatUint(uint64(peer.UID), 10), nil
 }
 
 // receive drains the stream: what we do not take in time, Docker skips.

@@ -4,9 +4,11 @@ import (
 	"encoding/json"
 	"fmt"
 	"maps"
+	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +20,39 @@ import (
 // quick shortens a client's times.
 func quick(c *Client) *Client {
 	c.loop.Times.MinBackoff, c.loop.Times.AbsentEvery, c.loop.Times.SecondList = 5*time.Millisecond, 5*time.Millisecond, 20*time.Millisecond
+	c.user = func(net.Conn) (string, error) { return "", nil } // these tests run as anybody
 	return c
+}
+
+// Whose the engine is, is what the kernel says about the other end of its socket.
+func TestARootlessEnginesContainersAreItsUsers(t *testing.T) {
+	f := newFake(t)
+	f.start()
+	c := quick(NewClient("docker", f.socket(), nil))
+	conn, err := net.Dial("unix", f.socket())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	want := ""
+	if uid := os.Getuid(); uid != 0 {
+		want = strconv.Itoa(uid)
+	}
+	if got, err := userOf(conn); err != nil || got != want {
+		t.Errorf("the fake engine belongs to %q (%v), want %q", got, err, want)
+	}
+	c.user = func(net.Conn) (string, error) { return "1000", nil }
+	b := newBench(t, c)
+	b.fake = f
+	id := idOf(5)
+	f.has(id, "rootless", "running", nil)
+	b.run()
+	b.synced()
+	b.emit(container.Event{Type: container.Upsert, Source: "cgroup", Inferred: true, Container: container.Container{ID: id, Runtime: "docker", CgroupID: 5,
+		CgroupPath: "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-" + id + ".scope"}})
+	if rec := b.state(id, registry.Profiled); rec.User != "1000" || rec.Name != "rootless" || b.count(id) != 1 {
+		t.Errorf("record %+v", rec)
+	}
 }
 
 func started(t *testing.T) (*fake, *bench) {

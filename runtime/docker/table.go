@@ -49,6 +49,7 @@ type table struct {
 	ended   map[string]time.Time // when a container's last run ended; a list that was asked for before may still have it
 	files   map[string]*file     // the engine's files, where they had to be read
 	api     *client.Client       // of the connection
+	user    string               // whose the engine is
 }
 
 var (
@@ -101,6 +102,7 @@ func (t *table) list(ctx context.Context, docker *client.Client, id string) list
 }
 
 func (t *table) say(typ container.EventType, c container.Container, at time.Time) {
+	c.User = t.user
 	t.loop.Say(container.Event{Type: typ, Complete: typ == container.Upsert, Container: c, At: at})
 }
 
