@@ -48,6 +48,8 @@ type Options struct {
 	// BaseSpec changes the OCI spec that all containers of pods start from (base_runtime_spec): that is how hooks get into
 	// them. Pause containers and those of Run do not have it.
 	BaseSpec func(*specs.Spec)
+	// Pause is the image of pause containers, whatever its Ref; for one that does more than to wait. No Cmd: one that waits.
+	Pause containerdtest.Image
 }
 
 // Daemon is one private containerd with CRI and NRI.
@@ -86,7 +88,10 @@ func New(ctx context.Context, dir string, o Options) (*Daemon, error) {
 	if d.Daemon, err = containerdtest.NewWith(ctx, dir, containerdtest.Options{Programs: bin, Config: config}); err != nil {
 		return nil, err
 	}
-	if err := d.Image(containerdtest.Image{Ref: pauseImage, Cmd: []string{"/bin/sleep", "1000000"}}); err != nil {
+	if o.Pause.Ref = pauseImage; o.Pause.Cmd == nil {
+		o.Pause.Cmd = []string{"/bin/sleep", "1000000"}
+	}
+	if err := d.Image(o.Pause); err != nil {
 		return nil, errors.Join(err, d.Stop())
 	}
 	if err := d.ready(ctx); err != nil {
