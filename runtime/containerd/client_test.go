@@ -542,7 +542,7 @@ func TestTheUsualPlaces(t *testing.T) {
 		t.Error("places without a containerd must count as one source that has nothing")
 	}
 	eventually(t, "both are absent", func() bool { return u.clients[0].Status().Err != "" && u.clients[1].Status().Err != "" })
-	if st := u.Status(); st.Connected || !strings.Contains(st.Err, f.socket()) || !strings.Contains(st.Err, "set runtimes.containerd.address") {
+	if st := u.Status(); st.Connected || !st.Absent || !strings.Contains(st.Err, f.socket()) || !strings.Contains(st.Err, "set runtimes.containerd.address") {
 		t.Errorf("status %+v", st)
 	}
 	g.run("k8s.io", "web", 10)

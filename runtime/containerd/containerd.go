@@ -99,8 +99,7 @@ func (u *Usual) Name() string { return "containerd" }
 func (u *Usual) Run(ctx context.Context, emit func(container.Event)) error {
 	there := func(c *Client) bool { _, err := os.Stat(c.address); return err == nil }
 	if u.log != nil && !slices.ContainsFunc(u.clients, there) {
-		u.log.Warn("no containerd at any of the usual places: containers are found by their cgroups alone, without names; "+
-			"start containerd, or set runtimes.containerd.address", "source", u.Name())
+		u.log.Info("no containerd at any of the usual places; if there is one, set runtimes.containerd.address to its socket", "source", u.Name())
 	}
 	// The first Synced under our own name comes when every place has told what it has, or has nothing.
 	var mu sync.Mutex
@@ -148,8 +147,8 @@ func (u *Usual) Status() container.Status {
 	for _, c := range u.clients {
 		looked = append(looked, c.address)
 	}
-	return container.Status{Since: newest, Err: "no containerd is at any of the usual places (" + strings.Join(looked, ", ") +
-		"); set runtimes.containerd.address to its socket, or to off where there is none"}
+	return container.Status{Since: newest, Absent: !newest.IsZero(), Err: "no containerd is at any of the usual places (" + strings.Join(looked, ", ") +
+		"); if there is one, set runtimes.containerd.address to its socket"}
 }
 
 // Counts implements [container.CountReporter]: the sums over all places.
