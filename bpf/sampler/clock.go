@@ -22,14 +22,16 @@ import (
 // clock is the CPU clock event of every online CPU, with the sampler's program on it. It follows CPU hotplug when asked to
 // refresh.
 type clock struct {
-	prog        *ebpf.Program
-	frequencyHz int
+	prog *ebpf.Program
 
-	mu      sync.Mutex // protects what follows
-	enabled bool
-	fds     map[int]int           // CPU → perf event
-	ran     map[int]time.Duration // CPU → its event's time enabled at the last refresh, if it was enabled then and since
-	past    time.Duration         // time enabled of events that are closed
+	mu          sync.Mutex // protects what follows
+	frequencyHz int
+	enabled     bool
+	retuning    bool                  // the events stand still for a moment; the next ones are ready
+	fds         map[int]int           // CPU → perf event
+	ran         map[int]time.Duration // CPU → its event's time enabled at the last refresh, if it was enabled then and since
+	past        time.Duration         // time enabled of events that are closed
+	ticked      float64               // ticks at earlier frequencies; past and idle began anew after them
 
 	idle      time.Duration         // time that CPUs idled while the clock was on, up to the last change
 	idleSince map[int]time.Duration // while it is on: each CPU's idle time at the last change
@@ -53,15 +55,26 @@ func (c *clock) refresh() error {
 	return c.refreshLocked()
 }
 
-func (c *clock) refreshLocked() error {
+func onlineCPUs() (map[int]bool, error) {
 	const path = "/sys/devices/system/cpu/online"
 	list, err := os.ReadFile(path)
 	if err != nil {
-		return fmt.Errorf("read the list of online CPUs: %w", err)
+		return nil, fmt.Errorf("read the list of online CPUs: %w", err)
 	}
 	online, err := cpulist.Parse(string(list))
 	if err != nil {
-		return fmt.Errorf("%s: %w", path, err)
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return online, nil
+}
+
+func (c *clock) refreshLocked() error {
+	if c.retuning {
+		return nil // with the next window
+	}
+	online, err := onlineCPUs()
+	if err != nil {
+		return err
 	}
 	var errs []error
 	for cpu, fd := range c.fds {
@@ -82,9 +95,14 @@ func (c *clock) refreshLocked() error {
 		if _, ok := c.fds[cpu]; ok {
 			continue
 		}
-		fd, err := c.openCPU(cpu)
+		fd, err := c.openCPU(cpu, c.frequencyHz)
 		if errors.Is(err, unix.ENODEV) { // went offline since we read the list
 			continue
+		}
+		if err == nil && c.enabled {
+			if err = enable(fd, true); err != nil {
+				err = errors.Join(perfError(cpu, fmt.Errorf("enable: %w", err)), unix.Close(fd))
+			}
 		}
 		if err != nil {
 			errs = append(errs, err)
@@ -95,12 +113,13 @@ func (c *clock) refreshLocked() error {
 	return errors.Join(errs...)
 }
 
-func (c *clock) openCPU(cpu int) (int, error) {
+// openCPU opens an event, disabled.
+func (c *clock) openCPU(cpu, frequencyHz int) (int, error) {
 	attr := unix.PerfEventAttr{
 		Type:        unix.PERF_TYPE_SOFTWARE,
 		Config:      unix.PERF_COUNT_SW_CPU_CLOCK,
 		Size:        uint32(unsafe.Sizeof(unix.PerfEventAttr{})),
-		Sample:      uint64(c.frequencyHz),
+		Sample:      uint64(frequencyHz),
 		Bits:        unix.PerfBitFreq | unix.PerfBitDisabled,
 		Read_format: unix.PERF_FORMAT_TOTAL_TIME_ENABLED,
 	}
@@ -113,13 +132,78 @@ func (c *clock) openCPU(cpu int) (int, error) {
 		unix.Close(fd)
 		return 0, perfError(cpu, fmt.Errorf("attach the program: %w", err))
 	}
-	if c.enabled {
-		if err := unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_ENABLE, 0); err != nil {
-			unix.Close(fd)
-			return 0, perfError(cpu, fmt.Errorf("enable: %w", err))
-		}
-	}
 	return fd, nil
+}
+
+// enable starts or stops an event. When it returns, the program is not running on that CPU for a stopped event: the kernel stops it
+// by an interrupt there.
+func enable(fd int, on bool) error {
+	op := uint(unix.PERF_EVENT_IOC_DISABLE)
+	if on {
+		op = unix.PERF_EVENT_IOC_ENABLE
+	}
+	return unix.IoctlSetInt(fd, op, 0)
+}
+
+// retune makes the events of another frequency ready, and returns what switches to them: it stops the old ones, calls between while
+// nothing ticks, and starts the new ones. So whatever between changes holds for all samples of the one frequency and for none of
+// the other. Some microseconds per CPU are not sampled. It must be called once; one retune at a time.
+func (c *clock) retune(frequencyHz int) (swap func(between func()) error, err error) {
+	online, err := onlineCPUs()
+	if err != nil {
+		return nil, err
+	}
+	fresh := make(map[int]int, len(online))
+	for cpu := range online {
+		fd, err := c.openCPU(cpu, frequencyHz)
+		if errors.Is(err, unix.ENODEV) {
+			continue
+		}
+		if err != nil {
+			for _, fd := range fresh {
+				err = errors.Join(err, unix.Close(fd))
+			}
+			return nil, err
+		}
+		fresh[cpu] = fd
+	}
+	return func(between func()) error {
+		c.mu.Lock()
+		var errs []error
+		// Idle times are for a metric only.
+		_ = c.countIdleLocked()
+		if c.enabled {
+			for cpu, fd := range c.fds {
+				if err := enable(fd, false); err != nil {
+					errs = append(errs, perfError(cpu, err))
+				}
+			}
+		}
+		c.retuning = true
+		c.mu.Unlock()
+
+		between() // may enable and disable the clock
+
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.retuning = false
+		c.ticked += c.busyLocked().Seconds() * float64(c.frequencyHz)
+		c.past, c.idle = 0, 0
+		old := c.fds
+		c.fds, c.frequencyHz = fresh, frequencyHz
+		clear(c.ran)
+		if c.enabled {
+			for cpu, fd := range c.fds {
+				if err := enable(fd, true); err != nil {
+					errs = append(errs, perfError(cpu, fmt.Errorf("enable: %w", err)))
+				}
+			}
+		}
+		for _, fd := range old {
+			errs = append(errs, unix.Close(fd))
+		}
+		return errors.Join(errs...)
+	}, nil
 }
 
 // enable starts or stops the ticking on all CPUs.
@@ -137,17 +221,25 @@ func (c *clock) enable(on bool) error {
 	}
 	c.enabled = on
 	clear(c.ran)
-	op := uint(unix.PERF_EVENT_IOC_DISABLE)
-	if on {
-		op = unix.PERF_EVENT_IOC_ENABLE
+	if c.retuning {
+		return nil // the next events will
 	}
 	var errs []error
 	for cpu, fd := range c.fds {
-		if err := unix.IoctlSetInt(fd, op, 0); err != nil {
+		if err := enable(fd, on); err != nil {
 			errs = append(errs, perfError(cpu, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// busyLocked is how long CPUs ran something while the clock was on, since the frequency changed last.
+func (c *clock) busyLocked() time.Duration {
+	busy := c.past - c.idle
+	for _, fd := range c.fds {
+		busy += timeEnabled(fd)
+	}
+	return max(0, busy)
 }
 
 // ticks is how often the clock should have run the program on a busy CPU so far: time enabled and not idle × frequency.
@@ -157,11 +249,7 @@ func (c *clock) ticks() (float64, error) {
 	if err := c.countIdleLocked(); err != nil {
 		return 0, err
 	}
-	busy := c.past - c.idle
-	for _, fd := range c.fds {
-		busy += timeEnabled(fd)
-	}
-	return max(0, busy.Seconds()) * float64(c.frequencyHz), nil
+	return c.ticked + c.busyLocked().Seconds()*float64(c.frequencyHz), nil
 }
 
 // countIdleLocked brings c.idle up to date.

@@ -30,7 +30,7 @@ import (
 
 // Config sizes the sampler. The zero value of a size takes its default.
 type Config struct {
-	// FrequencyHz is how often each CPU is sampled, per second. 1 to 10000.
+	// FrequencyHz is how often each CPU is sampled, per second, until Scopes.Retune. 1 to 10000.
 	FrequencyHz int
 	// CgroupController is "" for cgroup v2 ids (pure v2 and hybrid hosts), else the v1 controller whose ids scopes have.
 	CgroupController string
@@ -51,9 +51,12 @@ type Config struct {
 	Log *slog.Logger
 }
 
+// maxFrequencyHz is far beyond what is of use, and what kernels take by default (kernel.perf_event_max_sample_rate is 100,000).
+const maxFrequencyHz = 10000
+
 func (c *Config) setDefaults() error {
-	if c.FrequencyHz < 1 || c.FrequencyHz > 10000 {
-		return fmt.Errorf("sampling frequency is %d Hz; it must be between 1 and 10000", c.FrequencyHz)
+	if c.FrequencyHz < 1 || c.FrequencyHz > maxFrequencyHz {
+		return fmt.Errorf("sampling frequency is %d Hz; it must be between 1 and %d", c.FrequencyHz, maxFrequencyHz)
 	}
 	if len(c.Unwinders) == 0 || len(c.Unwinders) >= maxUnwinders {
 		return fmt.Errorf("got %d unwinders; the program array takes 1 to %d", len(c.Unwinders), maxUnwinders-1)

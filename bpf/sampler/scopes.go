@@ -91,6 +91,20 @@ func (sc *Scopes) Remove(cgroupID uint64) error {
 	return nil
 }
 
+// Retune makes the clock ready for another frequency, and returns what switches to it: between is called while nothing ticks, and is
+// where scopes get new ids, so that each id stands for samples of one frequency only. swap must be called, once; one Retune at a
+// time. An error of Retune changes nothing; one of swap means that some CPU is not sampled.
+func (sc *Scopes) Retune(frequencyHz int) (swap func(between func()) error, err error) {
+	if frequencyHz < 1 || frequencyHz > maxFrequencyHz {
+		return nil, fmt.Errorf("sampling frequency is %d Hz; it must be between 1 and %d", frequencyHz, maxFrequencyHz)
+	}
+	swap, err = sc.s.clock.retune(frequencyHz)
+	if err != nil {
+		return nil, fmt.Errorf("sample at %d Hz: %w", frequencyHz, err)
+	}
+	return swap, nil
+}
+
 // Len is how many cgroups are in scope.
 func (sc *Scopes) Len() int {
 	sc.mu.Lock()

@@ -50,7 +50,7 @@ type pipeline struct {
 	symbolizer *unwind.Symbolizer
 	registry   *registry.Registry
 	labeler    func() *labeler.Labeler // the one in force: a reload replaces it
-	period     int64                   // nanoseconds between two samples
+	period     int64                   // nanoseconds between two samples, of who does not ask for another frequency
 	write      func([]sink.Profile)    // nil: nobody keeps profiles
 	log        *slog.Logger
 
@@ -126,12 +126,13 @@ func (p *pipeline) window(w sampler.Window) {
 	}
 	byContainer := map[generation]*containerWindow{}
 	active := map[process.ID]bool{}
-	add := func(scope uint32, s samples) {
+	add := func(scope uint32, s samples, weight uint64) {
 		rec, ok := p.registry.Lookup(scope)
 		if !ok {
 			p.stats.unknownScopes.Add(s.n)
 			return
 		}
+		s.value = int64(weight) * int64(rec.Period) // what the events ticked at when its samples were taken
 		g := generation{rec.Key(), rec.CgroupID}
 		cw := byContainer[g]
 		if cw == nil {
@@ -150,11 +151,11 @@ func (p *pipeline) window(w sampler.Window) {
 			p.stats.lostStacks.Add(c.N)
 		}
 		active[c.Key.Process] = true
-		add(c.Key.Scope, samples{c.Key.Process, locations, c.N, int64(c.Weight) * p.period})
+		add(c.Key.Scope, samples{c.Key.Process, locations, c.N, 0}, c.Weight)
 	}
 	for _, r := range w.Rest {
 		p.stats.overflowed.Add(r.Count.N)
-		add(r.Scope, samples{locations: p.symbolizer.NotCounted(), n: r.Count.N, value: int64(r.Count.Weight) * p.period})
+		add(r.Scope, samples{locations: p.symbolizer.NotCounted(), n: r.Count.N}, r.Count.Weight)
 	}
 	windows := make([]*containerWindow, 0, len(byContainer))
 	for _, cw := range byContainer {

@@ -37,10 +37,22 @@ type Scopes interface {
 	Remove(cgroupID uint64) error
 }
 
+// Retuner is implemented by Scopes whose events can change their frequency. Retune gets the new events ready and returns what
+// switches to them; between is called while no event ticks, and gives every scope a new id, so that each id stands for samples of
+// one frequency. The registry calls one at a time, and swap under its lock.
+type Retuner interface {
+	Retune(frequencyHz int) (swap func(between func()) error, err error)
+}
+
+// calmWindows is how many window ends in a row a lower frequency must do before the events take it: new scope ids cost new stacks.
+const calmWindows = 6
+
 // Config says what a Registry decides by.
 type Config struct {
-	Scopes          Scopes
-	Frequency       int // samples per second and CPU that the event takes; what a container gets unless it asks for less
+	Scopes Scopes
+	// Frequency is how many samples per second and CPU a container gets unless it asks for another number. Where one asks for more,
+	// and Scopes is a Retuner, the events tick faster, and the others are thinned.
+	Frequency       int
 	Targets         []Rule
 	ContainerLabels LabelPolicy
 	Now             func() time.Time // nil means time.Now
@@ -93,6 +105,8 @@ type Record struct {
 	AnnouncedAt, InScopeAt, GoneAt time.Time
 	// AskedFrequency is what the container's label asks for, 0 when it does not ask; GivenFrequency what it gets.
 	AskedFrequency, GivenFrequency int
+	// Period is the time of CPU that a sample of ScopeID stands for, if it is not thinned; else Thinning times that.
+	Period time.Duration
 	// Service and Tenant are what the container's own labels choose, as far as that is allowed.
 	Service, Tenant string
 
@@ -151,6 +165,7 @@ type scope struct {
 	id       uint32
 	rec      *record
 	thinning uint32
+	hz       int // of the events
 	retired  bool
 	aged     int // window ends that passed since it is retired
 }
@@ -170,7 +185,10 @@ type Registry struct {
 	log    *slog.Logger
 
 	mu        sync.Mutex // protects what follows
-	frequency int
+	frequency int        // what containers get that do not ask
+	event     int        // what the events tick at
+	calm      int        // window ends in a row at which a lower frequency would have done
+	refused   int        // frequency that the kernel refused
 	rules     []Rule
 	policy    LabelPolicy
 	records   map[*record]struct{}
@@ -186,7 +204,7 @@ type Registry struct {
 func New(cfg Config) *Registry {
 	r := &Registry{
 		scopes: cfg.Scopes, now: cfg.Now, log: cfg.Log,
-		frequency: max(1, cfg.Frequency), rules: slices.Clone(cfg.Targets), policy: cfg.ContainerLabels.clone(),
+		frequency: max(1, cfg.Frequency), event: max(1, cfg.Frequency), rules: slices.Clone(cfg.Targets), policy: cfg.ContainerLabels.clone(),
 		records: map[*record]struct{}{}, byCgroup: map[uint64]*record{}, byID: map[string][]*record{}, byScope: map[uint32]*scope{},
 		sources: map[string]*source{}, changed: make(chan struct{}), stats: newCounters(),
 	}
@@ -269,7 +287,7 @@ func (r *Registry) decide(rec *record) {
 	want := !rec.gone && !rec.d.excluded && rec.c.CgroupID != 0
 	in := rec.scope != nil && !rec.scope.retired
 	switch {
-	case want && (!in || rec.scope.thinning != rec.d.thinning):
+	case want && (!in || rec.scope.thinning != rec.d.thinning || rec.scope.hz != r.event):
 		id, err := r.scopes.Add(rec.c.CgroupID, rec.d.thinning)
 		if err != nil {
 			if rec.failed == "" {
@@ -283,17 +301,13 @@ func (r *Registry) decide(rec *record) {
 		if in {
 			rec.scope.retired = true
 		}
-		rec.scope = &scope{id: id, rec: rec, thinning: rec.d.thinning}
+		rec.scope = &scope{id: id, rec: rec, thinning: rec.d.thinning, hz: r.event}
 		r.byScope[id] = rec.scope
 		if rec.inScope.IsZero() {
 			rec.inScope = r.now()
 		}
 	case !want && in:
-		if err := r.scopes.Remove(rec.c.CgroupID); err != nil {
-			r.log.Warn("a container is still sampled; its samples are thrown away", "container", displayName(&rec.c), "cgroup", rec.c.CgroupPath, "err", err)
-			r.stats.scopeErrors++
-		}
-		rec.scope.retired = true
+		r.leave(rec)
 		rec.failed = ""
 	case !want:
 		rec.failed = ""
@@ -343,7 +357,7 @@ func (r *Registry) export(rec *record, s *scope) Record {
 	}
 	if s != nil {
 		out.ScopeID, out.Thinning = s.id, s.thinning
-		out.GivenFrequency = given(r.frequency, s.thinning)
+		out.GivenFrequency, out.Period = given(s.hz, s.thinning), time.Second/time.Duration(s.hz)
 	}
 	switch out.State {
 	case Failed:
@@ -374,8 +388,86 @@ func (rec *record) state() State {
 }
 
 // WindowEnd is called once per window. It forgets containers and scopes that are gone for longer than two whole windows, goes
-// on with what is known about containers that nobody has described in two, and tries again what the kernel refused.
+// on with what is known about containers that nobody has described in two, tries again what the kernel refused, and has the events
+// tick as fast as the container that asks for most. One goroutine calls it.
 func (r *Registry) WindowEnd() {
+	r.age()
+	r.retune()
+}
+
+// retune has the events tick as fast as the container that asks for most: faster at once, slower after a while.
+func (r *Registry) retune() {
+	clock, ok := r.scopes.(Retuner)
+	if !ok {
+		return
+	}
+	hz := r.due()
+	if hz == 0 {
+		return
+	}
+	swap, err := clock.Retune(hz) // not under the lock: it opens files
+	if err != nil {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.refused != hz {
+			r.log.Warn("the frequency that a container asks for cannot be had", "frequency", hz, "err", err)
+		}
+		r.refused = hz
+		r.stats.scopeErrors++
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	err = swap(func() {
+		r.event, r.calm, r.refused = hz, 0, 0
+		for rec := range r.records {
+			if rec.gone {
+				continue
+			}
+			r.decide(rec)
+			if s := rec.scope; s != nil && !s.retired && s.hz != hz { // the kernel refused: its samples would be worth something else
+				r.leave(rec)
+			}
+		}
+	})
+	if err != nil {
+		r.log.Warn("some CPU is not sampled", "err", err)
+		r.stats.scopeErrors++
+	}
+	r.log.Info("the events tick at another frequency", "frequency", hz)
+}
+
+// due is the frequency that the events should change to, 0 for none.
+func (r *Registry) due() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	most := r.frequency
+	for rec := range r.records {
+		if !rec.gone && !rec.d.excluded && rec.c.CgroupID != 0 {
+			most = max(most, rec.d.hz)
+		}
+	}
+	if most >= r.event {
+		r.calm = 0
+	} else if r.calm++; r.calm < calmWindows {
+		return 0
+	}
+	if most == r.event {
+		return 0
+	}
+	return most
+}
+
+// leave takes a record's cgroup out of scope.
+func (r *Registry) leave(rec *record) {
+	if err := r.scopes.Remove(rec.c.CgroupID); err != nil {
+		r.log.Warn("a container is still sampled; its samples are thrown away", "container", displayName(&rec.c), "cgroup", rec.c.CgroupPath, "err", err)
+		r.stats.scopeErrors++
+	}
+	rec.scope.retired = true
+}
+
+func (r *Registry) age() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.measure()

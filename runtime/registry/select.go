@@ -41,7 +41,7 @@ type Rule struct {
 type LabelPolicy struct {
 	Allow        []string // "enable", "service", "frequency"
 	Tenants      []string // which tenants stoker.tenant may choose
-	MaxFrequency int      // the most that stoker.frequency may ask for; 0 means the event's own frequency
+	MaxFrequency int      // the most that stoker.frequency may ask for; 0 means no more than what others get
 }
 
 func (p LabelPolicy) clone() LabelPolicy {
@@ -135,13 +135,15 @@ type decision struct {
 	notes           []string
 	thinning        uint32
 	asked           int
+	hz              int // what it is to get: asked, as far as allowed
 	service, tenant string
 }
 
 func (r *Registry) decision(rec *record) decision {
-	d := decision{thinning: 1}
+	d := decision{hz: r.frequency}
 	c := &rec.c
-	r.policy.obey(&d, c, r.frequency)
+	r.policy.obey(&d, c)
+	d.thinning = thinning(r.event, d.hz)
 	exclude := func(format string, args ...any) { d.excluded, d.reason = true, fmt.Sprintf(format, args...) }
 	switch {
 	case c.Sandbox:
@@ -201,7 +203,7 @@ func (d *decision) disabled(p LabelPolicy, c *container.Container) bool {
 }
 
 // obey reads a container's labels about how it is profiled.
-func (p LabelPolicy) obey(d *decision, c *container.Container, eventHz int) {
+func (p LabelPolicy) obey(d *decision, c *container.Container) {
 	if v, ok := ownLabel(c, LabelService); ok {
 		if slices.Contains(p.Allow, "service") {
 			d.service = v
@@ -226,10 +228,10 @@ func (p LabelPolicy) obey(d *decision, c *container.Container, eventHz int) {
 			d.note("%s is not allowed by container_labels", LabelFrequency, v)
 		default:
 			d.asked = hz
-			if p.MaxFrequency > 0 {
-				hz = min(hz, p.MaxFrequency)
+			if p.MaxFrequency == 0 {
+				p.MaxFrequency = d.hz
 			}
-			d.thinning = thinning(eventHz, hz)
+			d.hz = min(hz, p.MaxFrequency)
 		}
 	}
 }
