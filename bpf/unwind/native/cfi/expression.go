@@ -72,7 +72,7 @@ func (p *program) cfaExpression(st *state, b []byte) {
 		if second == p.arch.ra {
 			n, ok := p.pltTail(c)
 			if ok && len(c.b) == 0 && !c.failed {
-				st.form, st.register, st.offset, st.plus = cfaPLT, register, offset, n
+				st.form, st.base, st.at, st.plus = cfaPLT, register, offset, n
 			}
 			return
 		}
@@ -95,7 +95,9 @@ func (p *program) cfaExpression(st *state, b []byte) {
 	if len(c.b) > 0 || c.failed {
 		return
 	}
-	st.form, st.register, st.offset, st.plus = form, register, offset, plus
+	if st.form, st.base, st.at, st.plus = form, register, offset, plus; form == cfaOffset {
+		st.register, st.offset, st.plus = register, offset, 0
+	}
 }
 
 // pltTail reads what follows sp and pc in the expression of a PLT, and returns the threshold.
@@ -137,13 +139,14 @@ func (p *program) rule(st *state, signal bool) (Rule, Reason) {
 	if st.ra.where == whereUndefined {
 		return Rule{Kind: Stop}, ReasonCount
 	}
-	if signal && !p.arch.link && st.form == cfaDeref && st.register == uint64(p.arch.sp) && st.offset == x86SignalSP && st.plus == 0 {
+	if signal && !p.arch.link && st.form == cfaDeref && st.base == uint64(p.arch.sp) && st.at == x86SignalSP && st.plus == 0 {
 		return Rule{Kind: Signal}, ReasonCount
 	}
-	var r Rule
+	r := Rule{Kind: Normal}
+	base, at, plus := st.base, st.at, st.plus
 	switch st.form {
 	case cfaOffset:
-		r.Kind = Normal
+		base, at, plus = st.register, st.offset, 0
 	case cfaDeref:
 		r.Kind = Deref
 	case cfaIndexed:
@@ -155,13 +158,13 @@ func (p *program) rule(st *state, signal bool) (Rule, Reason) {
 	default:
 		return Rule{}, ReasonExpression
 	}
-	if st.register >= registers || st.sp != whereUnset && st.sp != whereSame {
+	if base >= registers || st.sp != whereUnset {
 		return Rule{}, ReasonRegister
 	}
-	if st.offset < minCFA || st.offset > maxCFA || st.plus < -1<<15 || st.plus >= 1<<15 {
+	if at < minCFA || at > maxCFA || plus < -1<<15 || plus >= 1<<15 {
 		return Rule{}, ReasonRange
 	}
-	r.Base, r.CFA, r.Plus = Register(st.register), int32(st.offset), int16(st.plus)
+	r.Base, r.CFA, r.Plus = Register(base), int32(at), int16(plus)
 
 	switch st.ra.where {
 	case whereCFA:

@@ -59,10 +59,14 @@ const (
 
 // state is one row of the table that a CFA program describes, reduced to what a walk needs.
 type state struct {
-	form       cfaForm
-	register   uint64
-	offset     int64
-	plus       int64
+	form cfaForm
+	// Of cfaOffset. An expression leaves them alone: def_cfa_register after one takes the offset from before, as libgcc's
+	// unwinder does and libgcrypt's assembly expects.
+	register uint64
+	offset   int64
+	// Of the other forms.
+	base       uint64
+	at, plus   int64
 	sp         where // whereUnset: the CFA, as ever
 	fp, ra, bx saved
 	signed     bool
@@ -204,25 +208,17 @@ func (p *program) run(c *cursor, st state, loc, end Address, row func(Address, *
 				depth--
 				st = remembered[depth]
 			case opDefCFA:
-				st.form, st.plus, st.register = cfaOffset, 0, c.uleb()
+				st.form, st.register = cfaOffset, c.uleb()
 				st.offset = int64(c.uleb())
 			case opDefCFASF:
-				st.form, st.plus, st.register = cfaOffset, 0, c.uleb()
+				st.form, st.register = cfaOffset, c.uleb()
 				st.offset = p.factored(c.sleb())
 			case opDefCFARegister:
-				// After an expression this is wrong; what the CFA was is not known then.
-				if st.register = c.uleb(); st.form != cfaOffset {
-					st.form = cfaExpression
-				}
-			case opDefCFAOffset, opDefCFAOffsetSF:
-				if op == opDefCFAOffset {
-					st.offset = int64(c.uleb())
-				} else {
-					st.offset = p.factored(c.sleb())
-				}
-				if st.form != cfaOffset {
-					st.form = cfaExpression
-				}
+				st.form, st.register = cfaOffset, c.uleb()
+			case opDefCFAOffset:
+				st.offset = int64(c.uleb())
+			case opDefCFAOffsetSF:
+				st.offset = p.factored(c.sleb())
 			case opDefCFAExpression:
 				p.cfaExpression(&st, c.take(c.uleb()))
 			case opExpression:
