@@ -173,21 +173,22 @@ func (w *walk) code(from, to Address) {
 		if code := w.r.ReadAddress(start-before, uint64(end-start+before+after)); len(code) > 0 {
 			inner := *w.b
 			w.b.from, w.b.to = start, end
-			w.shapes(code, start-before)
+			w.shapes(code, start-before, inner.from)
 			w.b.from, w.b.to = inner.from, inner.to
 		}
 	}
 }
 
-// shapes looks for known shapes in code, which begins at address at.
-func (w *walk) shapes(code []byte, at Address) {
+// shapes looks for known shapes in code, which begins at address at; start is where the whole range begins.
+func (w *walk) shapes(code []byte, at, start Address) {
 	shapes, step := x86Shapes, 1
 	if w.f.arch.link {
 		shapes, step = arm64Shapes, 4
 	}
 	outside, back := Rule{}, len(code) // what holds between shapes, and where Invalid begins again
+	// The entry counts if it is in the hole, or just before where nobody has looked.
 	entry := -1
-	if e := w.f.layout.Entry; e >= at && e-at < Address(len(code)) {
+	if e := w.f.layout.Entry; e >= at && e-at < Address(len(code)) && (e >= w.b.from || w.b.from == start) {
 		entry = int(e - at)
 	}
 next:
