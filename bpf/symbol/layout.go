@@ -110,7 +110,7 @@ func (l *Layout) Bytes() int64 {
 
 // Reader returns a reader of the file that l describes, or of what is now in its place.
 func (l *Layout) Reader(r io.ReaderAt) *Reader {
-	return &Reader{layout: l, page: newPager(&source{r: r, size: l.size})}
+	return &Reader{layout: l, page: newPagerOf(&source{r: r, size: l.size}, smallPage)}
 }
 
 // Reader reads pieces of a file through a window of pages, within the limit of bytes that a parse may read. It is for one

@@ -5,12 +5,15 @@ import "bytes"
 const (
 	pageBytes = 64 << 10
 	maxPages  = 128 // 8 MiB: all tables of most files, a window into those of the largest
+	// smallPage is for those who look at a few places only.
+	smallPage = 8 << 10
 )
 
 // pager gives random access to a source through a window of pages, so that parsing a file takes little memory however large
 // its tables are. A file whose references jump about so that pages are read again and again ends at the source's limit.
 type pager struct {
 	src   *source
+	size  uint64 // of a page
 	pages map[uint64]*page
 	last  *page
 	tick  uint64
@@ -23,14 +26,18 @@ type page struct {
 	data  []byte
 }
 
-func newPager(src *source) *pager { return &pager{src: src, pages: make(map[uint64]*page)} }
+func newPager(src *source) *pager { return newPagerOf(src, pageBytes) }
+
+func newPagerOf(src *source, size uint64) *pager {
+	return &pager{src: src, size: size, pages: make(map[uint64]*page)}
+}
 
 // page returns the page that holds offset off; nil beyond the end of the file and after an error.
 func (p *pager) page(off uint64) *page {
 	if off >= p.src.size {
 		return nil
 	}
-	i := off / pageBytes
+	i := off / p.size
 	if p.last != nil && p.last.index == i {
 		return p.last
 	}
@@ -41,7 +48,7 @@ func (p *pager) page(off uint64) *page {
 			return nil
 		}
 		if len(p.pages) < maxPages {
-			g = &page{data: make([]byte, pageBytes)}
+			g = &page{data: make([]byte, p.size)}
 		} else {
 			for _, o := range p.pages {
 				if g == nil || o.used < g.used {
@@ -50,8 +57,8 @@ func (p *pager) page(off uint64) *page {
 			}
 			delete(p.pages, g.index)
 		}
-		g.index, g.data = i, g.data[:min(pageBytes, p.src.size-i*pageBytes)]
-		if err := p.src.fill(g.data, i*pageBytes, "table"); err != nil {
+		g.index, g.data = i, g.data[:min(p.size, p.src.size-i*p.size)]
+		if err := p.src.fill(g.data, i*p.size, "table"); err != nil {
 			p.err, p.last = err, nil
 			return nil
 		}
@@ -67,7 +74,7 @@ func (p *pager) read(off, n uint64) []byte {
 	if g == nil {
 		return nil
 	}
-	b := g.data[off%pageBytes:]
+	b := g.data[off%p.size:]
 	if uint64(len(b)) >= n {
 		return b[:n]
 	}
@@ -92,7 +99,7 @@ func (p *pager) cstring(off, end uint64) []byte {
 	if g == nil {
 		return nil
 	}
-	b := g.data[off%pageBytes:]
+	b := g.data[off%p.size:]
 	b = b[:min(n, uint64(len(b)))]
 	i := bytes.IndexByte(b, 0)
 	if i < 0 && uint64(len(b)) < n {
