@@ -90,7 +90,7 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (10) each; not part of `make test`, 
 	@exec test/fuzz.sh
 
 .PHONY: bench
-bench: ## cost of a sample, of the agent, of the kernel maps, beside perf and bpftrace in one run (root; not part of `make test`)
+bench: ## cost of a sample, of the agent, of the kernel maps, of a start that waits for it, beside perf and bpftrace (root; not part of `make test`)
 	@packaging/setup.sh bench
 	@$(MAKE) build
 	@$(GO) build -o bin/bench ./test/bench

@@ -1,8 +1,9 @@
 // Bench measures what stoker costs, in one run and beside what others cost on the same load: nanoseconds per run of the BPF
 // program in and out of scope next to an empty program and to bpf_get_stack alone, the agent's CPU time per thousand
 // samples, its memory and its kernel maps, how long it takes to the first sample, and what the kernel did not deliver; then
-// `perf record -g` and a bpftrace one-liner. `make bench` runs it as root. Its output is for people: no test depends on a
-// time, and only ratios within one run mean anything on another machine.
+// `perf record -g` and a bpftrace one-liner; last, what it adds to the start of a container that the runtime waits for it.
+// `make bench` runs it as root. Its output is for people: no test depends on a time, and only ratios within one run mean
+// anything on another machine.
 package main
 
 import (
@@ -37,17 +38,18 @@ const (
 func main() {
 	agent := flag.String("agent", "bin/stoker", "the built program")
 	seconds := flag.Int("seconds", 10, "how long each measurement takes")
-	frequencies := flag.String("frequencies", "97,997", "Hz, comma separated: at the low rate caches are cold")
+	frequencies := flag.String("frequencies", "97,997", "Hz, comma separated: at the low rate caches are cold; none: do not measure sampling")
+	starts := flag.Int("starts", 100, "starts of containers to measure each way; 0: none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *agent, time.Duration(*seconds)*time.Second, *frequencies); err != nil {
+	if err := run(ctx, *agent, time.Duration(*seconds)*time.Second, *frequencies, *starts); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, agent string, length time.Duration, frequencies string) (err error) {
+func run(ctx context.Context, agent string, length time.Duration, frequencies string, starts int) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it loads BPF programs and runs containers, so it needs root: sudo -E make bench")
 	}
@@ -59,14 +61,27 @@ func run(ctx context.Context, agent string, length time.Duration, frequencies st
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	b := &bench{agent: agent, dir: dir, length: length}
+	if frequencies != "none" {
+		if err := b.sampling(ctx, frequencies); err != nil {
+			return err
+		}
+	}
+	if starts > 0 {
+		return b.starts(ctx, starts)
+	}
+	return nil
+}
+
+// sampling measures what samples cost, at each frequency.
+func (b *bench) sampling(ctx context.Context, frequencies string) (err error) {
 	restore, err := enableStats()
 	if err != nil {
 		return err
 	}
 	defer restore()
 
-	b := &bench{agent: agent, dir: dir, length: length}
-	programs, err := workload.New(dir)
+	programs, err := workload.New(b.dir)
 	if err != nil {
 		return err
 	}
@@ -79,7 +94,7 @@ func run(ctx context.Context, agent string, length time.Duration, frequencies st
 	for in, host := range files {
 		image.Files[in] = containerdtest.Host(host)
 	}
-	home := filepath.Join(dir, "containerd")
+	home := filepath.Join(b.dir, "containerd")
 	if err := os.Mkdir(home, 0o755); err != nil {
 		return err
 	}
@@ -91,7 +106,7 @@ func run(ctx context.Context, agent string, length time.Duration, frequencies st
 		return err
 	}
 
-	fmt.Printf("%d CPUs, each busy with a stack of 12 frames by frame pointer; %s per measurement\n\n", cpus(), length)
+	fmt.Printf("%d CPUs, each busy with a stack of 12 frames by frame pointer; %s per measurement\n\n", cpus(), b.length)
 	for _, f := range strings.Split(frequencies, ",") {
 		hz, err := strconv.Atoi(f)
 		if err != nil {

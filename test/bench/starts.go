@@ -1,0 +1,226 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/stoker-profiler/stoker/test/containerdtest"
+	"github.com/stoker-profiler/stoker/test/critest"
+)
+
+// This file measures what it costs a container that stoker is in the way of its start. Each way of being there is a containerd of its
+// own, side by side under one agent; in each round every one of them starts one container, in an order that turns, so that
+// what else the machine does hits all alike. Compared is each round's start with that of the containerd that has nothing in its way.
+
+// way is one containerd whose containers are started.
+type way struct {
+	name string
+	// options are how its containerd is set up; runtimes is what the agent's configuration has below runtimes because of it.
+	options  critest.Options
+	runtimes func(*critest.Daemon) string
+
+	d   *critest.Daemon
+	pod *critest.Pod
+	// took is how long each round's start took: what the kubelet waits for.
+	took []time.Duration
+}
+
+// ways lists them; the first has nothing in its way and is what the others are compared with.
+func ways() []*way {
+	return []*way{
+		{name: "containerd's events"},
+		{name: "the same again"}, // how far apart two are that do the same
+		{name: "NRI", runtimes: func(d *critest.Daemon) string { return fmt.Sprintf("nri: {enabled: true, socket: %s}", d.NRISocket()) }},
+	}
+}
+
+// starts runs that many rounds.
+func (b *bench) starts(ctx context.Context, rounds int) (err error) {
+	all := ways()
+	say("%d starts of containers in each of %d containerds", rounds, len(all))
+	var addresses, runtimes []string
+	for i, w := range all {
+		home := filepath.Join(b.dir, fmt.Sprintf("cri-%d", i))
+		if err := os.Mkdir(home, 0o755); err != nil {
+			return err
+		}
+		if w.d, err = critest.New(ctx, home, w.options); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, w.d.Stop()) }()
+		if err := w.d.Image(containerdtest.Image{Ref: imageRef}); err != nil {
+			return err
+		}
+		addresses = append(addresses, w.d.Socket())
+		if w.runtimes != nil {
+			runtimes = append(runtimes, ", "+w.runtimes(w.d))
+		}
+	}
+	a, err := b.startAgent(fmt.Sprintf("containerd: {address: [%s]}%s", strings.Join(addresses, ", "), strings.Join(runtimes, "")))
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, a.stop()) }()
+	for _, w := range all {
+		if w.pod, err = w.d.RunPod(ctx, critest.PodSpec{Name: "bench"}); err != nil {
+			return err
+		}
+	}
+	if err := a.connected(ctx); err != nil {
+		return err
+	}
+	const warm = 3
+	for round := range warm + rounds {
+		for i := range all {
+			w := all[(round+i)%len(all)]
+			took, err := w.start(ctx, round)
+			if err != nil {
+				return fmt.Errorf("%s: %w", w.name, err)
+			}
+			if round >= warm {
+				w.took = append(w.took, took)
+			}
+		}
+	}
+	printStarts(all)
+	return a.printCases(ctx)
+}
+
+// start makes a container, measures its start and removes it.
+func (w *way) start(ctx context.Context, round int) (time.Duration, error) {
+	c, err := w.pod.Create(ctx, critest.ContainerSpec{Name: fmt.Sprintf("c%d", round), Image: imageRef, Args: []string{"/bin/sleep", "1000"}})
+	if err != nil {
+		return 0, err
+	}
+	began := time.Now()
+	err = c.Start(ctx)
+	took := time.Since(began)
+	return took, errors.Join(err, c.Remove(ctx))
+}
+
+func printStarts(all []*way) {
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	fmt.Printf("== starts of %d containers, by how stoker learns of them\n", len(all[0].took))
+	fmt.Fprintln(w, "\tp50\tp99\tadded, paired: p50\tp99")
+	ms := func(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1e3) }
+	for _, x := range all {
+		sorted := slices.Sorted(slices.Values(x.took))
+		fmt.Fprintf(w, "%s\t%s\t%s", x.name, ms(at(sorted, 50)), ms(at(sorted, 99)))
+		if x == all[0] {
+			fmt.Fprintln(w, "\t\t")
+			continue
+		}
+		var added []time.Duration
+		for i := range x.took {
+			added = append(added, x.took[i]-all[0].took[i])
+		}
+		slices.Sort(added)
+		fmt.Fprintf(w, "\t%s\t%s\n", ms(at(added, 50)), ms(at(added, 99)))
+	}
+	w.Flush()
+	fmt.Println()
+}
+
+// at is a percentile of what is sorted.
+func at(sorted []time.Duration, percent int) time.Duration {
+	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
+}
+
+// agentProcess is a running agent.
+type agentProcess struct {
+	cmd    *exec.Cmd
+	config string
+	socket string // of its API
+	log    bytes.Buffer
+	died   chan struct{}
+}
+
+// startAgent starts the agent with what its configuration says below runtimes.
+func (b *bench) startAgent(runtimes string) (*agentProcess, error) {
+	a := &agentProcess{config: filepath.Join(b.dir, "starts.yaml"), socket: filepath.Join(b.dir, "starts.sock"), died: make(chan struct{})}
+	text := fmt.Sprintf(`sampling: {frequency: 97, window: 10s}
+targets: [{image: %q}, {exclude: true}]
+store: {path: %s, min_free: 1%%}
+web: {listen: off}
+socket: %s
+runtimes: {%s, docker: {address: off}}
+`, imageRef, filepath.Join(b.dir, "starts.db"), a.socket, runtimes)
+	if err := os.WriteFile(a.config, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	a.cmd = exec.Command(b.agent, "run", "--config", a.config)
+	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
+	if err := a.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() {
+		a.cmd.Wait() // how it ended is in its log
+		close(a.died)
+	}()
+	return a, nil
+}
+
+// connected waits until no source of the agent is in trouble.
+func (a *agentProcess) connected(ctx context.Context) error {
+	for deadline := time.Now().Add(30 * time.Second); ; {
+		out, err := exec.CommandContext(ctx, a.cmd.Path, "ps", "--sources", "--config", a.config).CombinedOutput()
+		if err == nil && !bytes.Contains(out, []byte(" error ")) {
+			return nil
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("the agent is not connected: %w\n%s\n%s", err, out, a.log.String())
+		}
+		if err := sleep(ctx, 100*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+// printCases prints what the agent counted of runtimes that waited for it.
+func (a *agentProcess) printCases(ctx context.Context) error {
+	c := http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", a.socket)
+	}}}
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost/metrics", nil)
+	if err != nil {
+		return err
+	}
+	answer, err := c.Do(r)
+	if err != nil {
+		return err
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(answer.Body)
+	if err != nil {
+		return err
+	}
+	for line := range strings.Lines(string(text)) {
+		if what, ok := strings.CutPrefix(line, `stoker_source_cases_total{case="answer_`); ok {
+			fmt.Printf("answers that were %s", strings.NewReplacer(`",source="`, ", of ", `"}`, ":").Replace(what))
+		}
+	}
+	fmt.Println()
+	return nil
+}
+
+func (a *agentProcess) stop() error {
+	a.cmd.Process.Signal(syscall.SIGTERM)
+	<-a.died
+	if code := a.cmd.ProcessState.ExitCode(); code != 0 {
+		return fmt.Errorf("the agent ended with %d:\n%s", code, a.log.String())
+	}
+	return nil
+}
