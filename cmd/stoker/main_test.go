@@ -88,7 +88,7 @@ func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
 func (b *fakeBackend) Sources(context.Context) ([]web.Source, error) {
 	return []web.Source{
 		{Name: "containerd", State: web.SourceConnected, Containers: 1},
-		{Name: "docker", State: web.SourceAbsent, Message: "no socket at /var/run/docker.sock"},
+		{Name: "docker", State: web.SourceAbsent, Message: "no Docker at /var/run/docker.sock: connect: no such file or directory; start it"},
 		{Name: "podman", State: web.SourceFailing, Message: "ask Podman: \x1b[2J permission denied: run as root"},
 		{Name: "cgroup", State: web.SourceConnected, Containers: 2},
 	}, b.err

@@ -126,6 +126,11 @@ Asks the agent. Without one it finds the containers itself, as root, and CPU sta
 		if len(args) > 0 {
 			return nil
 		}
+		for i, s := range told { // what is no trouble is said in short; --sources says it all
+			if s.State == web.SourceAbsent {
+				told[i].Message = firstClause(s.Message)
+			}
+		}
 		fmt.Fprintln(a.stdout)
 		if err := sourceTable(told, time.Now()).print(a.stdout, 0); err != nil {
 			return err
@@ -250,6 +255,14 @@ func sourceTable(sources []web.Source, now time.Time) *table {
 		t.add(s.Name, string(s.State), since, fmt.Sprint(s.Containers), s.Message)
 	}
 	return t
+}
+
+// firstClause returns a message up to its details: a cause, a list, what to do.
+func firstClause(message string) string {
+	for _, mark := range []string{": ", " (", "; "} {
+		message, _, _ = strings.Cut(message, mark)
+	}
+	return message
 }
 
 // printContainer prints all that is known about a container, a fact a line. Lines are not cut: this is where one reads a reason.

@@ -3,6 +3,7 @@ package registry
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
 )
@@ -221,4 +222,113 @@ func TestCgroupsAndWhomTheyName(t *testing.T) {
 			t.Errorf("slice(%s) = %q, want %q", c.path, got, c.user)
 		}
 	}
+}
+
+// What TestModel found once, in the order in which it was seen.
+func TestWordsThatComeLate(t *testing.T) {
+	path := func(id string) string { return "/default/" + id }
+	job := func(id string, cgroup uint64) container.Container {
+		return container.Container{ID: id, Name: id, Runtime: "containerd", Namespace: "default", CgroupPath: path(id), CgroupID: cgroup}
+	}
+	at := func(ago time.Duration, b *bench) func(*container.Event) {
+		return func(e *container.Event) { e.At = b.now.Add(-ago) }
+	}
+	made := func(c container.Container, at time.Time) container.Container { c.TaskCreatedAt = at; return c }
+	in := func(c container.Container, other container.Container) container.Container {
+		c.CgroupPath, c.CgroupID, c.PID = other.CgroupPath, other.CgroupID, other.PID
+		return c
+	}
+
+	t.Run("a cgroup that is gone has nobody", func(t *testing.T) {
+		b := newBench(t, Config{})
+		a, other := job("a", 1), job("b", 2)
+		b.say("cgroup", container.Upsert, a, inferred)
+		b.say("cgroup", container.Upsert, other, inferred)
+		b.say("cgroup", container.Gone, a, inferred)
+		b.say("cgroup", container.Gone, other, inferred)
+		b.say("containerd", container.Upsert, in(other, a))
+		b.wantScopes()
+		// Also one that is named after nobody.
+		b.say("containerd", container.Upsert, container.Container{ID: "x", CgroupPath: "/jobs", CgroupID: 3})
+		b.wantScopes(3)
+		b.say("cgroup", container.Gone, container.Container{CgroupID: 3}, inferred)
+		b.say("containerd", container.Upsert, container.Container{ID: "y", CgroupPath: "/jobs", CgroupID: 3})
+		b.wantScopes()
+	})
+	t.Run("a cgroup named after one that has ended is not another's", func(t *testing.T) {
+		b := newBench(t, Config{})
+		a, other := job("a", 1), job("b", 2)
+		b.say("containerd", container.Upsert, a)
+		b.say("containerd", container.Upsert, in(other, a))
+		b.wantScopes(1)
+		b.say("containerd", container.Gone, a)
+		b.wantScopes()
+		b.say("containerd", container.Upsert, other)
+		b.wantScopes(2)
+	})
+	t.Run("what a cgroup's name means is not what an engine says that it does not mean", func(t *testing.T) {
+		b := newBench(t, Config{})
+		a, other := job("a", 1), job("b", 2)
+		b.say("cgroup", container.Upsert, a, inferred)
+		b.say("containerd", container.Upsert, in(other, a))
+		if rec, ok := b.Lookup(b.k.id(1)); !ok || rec.ID != "a" {
+			t.Errorf("cgroup 1 is %q's", rec.ID)
+		}
+		// But where the name means nothing in particular, the engine knows.
+		odd := container.Container{ID: "x", CgroupPath: "/lxc/default", CgroupID: 3}
+		b.say("cgroup", container.Upsert, container.Container{ID: "y", CgroupPath: "/lxc/default", CgroupID: 3}, inferred)
+		b.say("containerd", container.Upsert, odd)
+		if rec, ok := b.Lookup(b.k.id(3)); !ok || rec.ID != "x" {
+			t.Errorf("cgroup 3 is %q's", rec.ID)
+		}
+	})
+	t.Run("a list says nothing about runs that began after it", func(t *testing.T) {
+		b := newBench(t, Config{})
+		b.say("hook", container.Upsert, made(job("a", 1), b.now.Add(time.Second)))
+		b.now = b.now.Add(2 * time.Second)
+		b.say("nri", container.Upsert, container.Container{ID: "a"}) // of an earlier run
+		b.say("nri", container.Syncing, container.Container{}, at(90*time.Minute, b))
+		b.say("nri", container.Synced, container.Container{}, at(90*time.Minute, b))
+		b.wantScopes(1)
+		b.say("nri", container.Syncing, container.Container{})
+		b.say("nri", container.Synced, container.Container{})
+		b.wantScopes() // a newer one does
+	})
+	t.Run("who never lists keeps nothing alive", func(t *testing.T) {
+		b := newBench(t, Config{})
+		b.say("hook", container.Synced, container.Container{})
+		b.say("containerd", container.Upsert, job("a", 1))
+		b.say("hook", container.Upsert, job("a", 1), partial)
+		b.say("containerd", container.Syncing, container.Container{})
+		b.say("containerd", container.Synced, container.Container{})
+		b.wantScopes()
+	})
+	t.Run("the truth is not stale because a lie was told later", func(t *testing.T) {
+		b := newBench(t, Config{})
+		a, other := job("a", 1), container.Container{ID: "b", Runtime: "containerd", Namespace: "default", CgroupPath: "/jobs", CgroupID: 2}
+		start := b.now
+		b.say("containerd", container.Upsert, a)
+		b.now = b.now.Add(time.Minute)
+		b.say("containerd", container.Upsert, in(other, a))
+		b.say("hook", container.Upsert, made(other, start), partial)
+		b.wantScopes(1, 2)
+	})
+	t.Run("who took its word back does not stand for the next run", func(t *testing.T) {
+		b := newBench(t, Config{})
+		for _, source := range []string{"docker", "containerd"} { // they list
+			b.say(source, container.Syncing, container.Container{})
+			b.say(source, container.Synced, container.Container{})
+		}
+		b.say("docker", container.Upsert, container.Container{ID: idA})
+		b.say("docker", container.Gone, container.Container{ID: idA})
+		start := b.now
+		b.say("docker", container.Upsert, container.Container{ID: idA})
+		b.say("docker", container.Gone, container.Container{ID: idA})
+		run := container.Container{ID: idA, CgroupID: 1, CgroupPath: "/docker/" + idA}
+		b.say("containerd", container.Upsert, made(run, start.Add(time.Microsecond)))
+		b.say("containerd", container.Upsert, run)
+		b.say("containerd", container.Syncing, container.Container{})
+		b.say("containerd", container.Synced, container.Container{})
+		b.wantScopes()
+	})
 }
