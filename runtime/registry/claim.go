@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -35,7 +36,7 @@ func (r *Registry) claim(c *container.Container, inferred bool) {
 	owner, other := slice(c.CgroupPath), foreign(c.CgroupPath, c.ID)
 	switch {
 	case inferred:
-		c.User = owner
+		c.User = cmp.Or(c.User, owner)
 	case other != "":
 		r.refuse(c, "its processes are in the cgroup of "+other)
 	case c.User != "" && c.User != owner:

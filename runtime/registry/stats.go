@@ -71,6 +71,7 @@ type Stats struct {
 	Events     []EventCount // sorted
 	Containers map[State]int
 	Scopes     int // ids that Lookup knows
+	Frequency  int // samples per second and CPU that the events take
 
 	Restarts    uint64 // runs of a container that was known before
 	Missed      uint64 // ends that no event told: they were seen by a comparison with what a source still has
@@ -106,7 +107,7 @@ func (r *Registry) Stats() Stats {
 	defer r.mu.Unlock()
 	c := &r.stats
 	s := Stats{
-		Containers: map[State]int{}, Scopes: len(r.byScope),
+		Containers: map[State]int{}, Scopes: len(r.byScope), Frequency: r.event,
 		Restarts: c.restarts, Missed: c.missed, Undescribed: c.undescribed, Conflicts: c.conflicts, Ambiguous: c.ambiguous, Stale: c.stale,
 		Orphans: c.orphans, Nameless: c.nameless, Shared: c.shared, ScopeErrors: c.scopeErrors, Cut: c.cut, Refused: c.refused, TooMany: c.tooMany, Stripped: c.stripped,
 		Early: c.early, Late: c.late,
@@ -144,6 +145,7 @@ func (s Stats) Metrics() []Metric {
 	for _, state := range slices.Sorted(maps.Keys(s.Containers)) {
 		out = append(out, Metric{"stoker_containers", "Containers that are known.", false, []string{"state"}, []string{state.String()}, float64(s.Containers[state])})
 	}
+	out = append(out, Metric{"stoker_clock_frequency_hertz", "Samples per second and CPU that the clock takes: the most that a container gets.", false, nil, nil, float64(s.Frequency)})
 	out = append(out, Metric{"stoker_scopes", "Scope ids that samples may carry.", false, nil, nil, float64(s.Scopes)})
 	for _, m := range []struct {
 		oddity string

@@ -36,6 +36,21 @@ func TestLooking(t *testing.T) {
 			t.Errorf("exit code %d, %s%s", code, errs, out)
 		}
 	})
+	t.Run("ps of one", func(t *testing.T) {
+		out, errs, code := a.command(t, "ps", b.id)
+		for _, want := range []string{"profiled     yes", "service      looked-at", "found by     containerd", "in scope", "before its first instruction", "label        stoker.service=looked-at", b.id} {
+			if code != 0 || !strings.Contains(out, want) {
+				t.Errorf("exit code %d, %q is not in %s%s", code, want, errs, out)
+			}
+		}
+		if out, errs, code := a.command(t, "ps", "no-such-container"); code != 3 || !strings.Contains(errs, "no container is meant") {
+			t.Errorf("exit code %d, %s%s", code, errs, out)
+		}
+		out, errs, code = a.command(t, "ps", "--sources")
+		if code != 0 || !strings.Contains(out, "containerd  connected") || !strings.Contains(out, "cgroup") {
+			t.Errorf("exit code %d, %s%s", code, errs, out)
+		}
+	})
 	t.Run("record", func(t *testing.T) {
 		for name, want := range map[string]string{
 			"r.html": "leaf_sixty", "r.svg": "leaf_sixty", "r.folded": "main;cycle;alpha;leaf_sixty ", "r.json": "leaf_sixty", "-": "leaf_sixty",
