@@ -4,6 +4,7 @@ package nri
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -234,11 +235,20 @@ func TestRealPodsAreOneRecordEachWhoeverTells(t *testing.T) {
 	}
 }
 
-// By NRI alone: nobody else tells.
+// By NRI alone: nobody else tells. Its socket is not there at first.
 func TestRealPodsByNRIAlone(t *testing.T) {
 	d, ctx := private(t), t.Context()
+	if err := errors.Join(d.StopDaemon(), os.Remove(d.NRISocket())); err != nil {
+		t.Fatal(err)
+	}
 	p := must(New(Config{Socket: d.NRISocket(), Hierarchy: must(cgroupfs.Detect())(t)}))(t)
 	n := newNode(t, p)
+	if st := p.Status(); !st.Absent {
+		t.Errorf("status %+v, want it absent", st)
+	}
+	if err := d.StartDaemon(ctx); err != nil {
+		t.Fatal(err)
+	}
 	n.eventually("NRI has told what exists", func() bool { return p.Status().Connected })
 	pod := must(d.RunPod(ctx, critest.PodSpec{Name: "job-0"}))(t)
 	for name, args := range map[string][]string{"true": {"/bin/true"}, "short": {"/bin/usleep", "100000"}} {
