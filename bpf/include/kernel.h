@@ -38,6 +38,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_EXIST = 2 };
+enum { BPF_F_MMAPABLE = 1U << 10 };
 enum { BPF_F_USER_STACK = 1ULL << 8, BPF_F_USER_BUILD_ID = 1ULL << 11 };
 enum { BPF_STACK_BUILD_ID_EMPTY = 0, BPF_STACK_BUILD_ID_VALID = 1, BPF_STACK_BUILD_ID_IP = 2 };
 
@@ -107,6 +108,7 @@ struct signal_struct {
 struct mm_struct {
 	unsigned long exec_vm;	 /* pages that are executable and not writable */
 	unsigned long start_code; /* 0 until exec has set up the new program */
+	unsigned long start_stack;
 	unsigned long task_size; /* user addresses lie below it; a power of two on arm64 */
 };
 struct task_struct {
@@ -114,6 +116,7 @@ struct task_struct {
 	int pid;
 	int tgid;
 	struct task_struct *group_leader;
+	struct task_struct *real_parent;
 	u64 start_boottime; /* ns of CLOCK_BOOTTIME; field 22 of /proc/PID/stat in ticks */
 	u64 self_exec_id;   /* 64 bits since v5.7, commit d1e7fd6462ca */
 	struct mm_struct *mm;

@@ -56,7 +56,9 @@ static __always_inline int sample__finish(struct unwind_state *st)
 	u32 outcome = st->outcome, zero = 0;
 	u32 origin = key->origin;
 
-	if (outcome != OUTCOME_COMPLETE && outcome != OUTCOME_CHAIN_ENDED)
+	/* Without tables the end of a frame-pointer chain says little: what the C library's start-up code leaves there ends many
+	 * complete stacks. */
+	if (outcome != OUTCOME_COMPLETE && (outcome != OUTCOME_CHAIN_ENDED || st->space))
 		unwind__append(st, 0, FRAME_TRUNCATED, false, outcome, 0);
 	key->hash = st->hash ? st->hash : 1; /* 0 means: not delivered */
 	if (!bpf_map_lookup_elem(&seen, key) && !stack__deliver(st)) {

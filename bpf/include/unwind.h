@@ -34,10 +34,11 @@ _Static_assert(MAX_KERNEL_FRAMES + MAX_USER_FRAMES + 1 <= MAX_FRAMES, "a mark al
 /* What became of a sample that was in scope. Exactly one per sample: taken = sum of outcomes. */
 enum outcome {
 	OUTCOME_COMPLETE,    /* the walk reached the outermost frame, or there was no user stack to walk */
-	OUTCOME_CHAIN_ENDED, /* the frame-pointer chain ended in something that is no frame: callers may be missing */
+	OUTCOME_CHAIN_ENDED, /* the walk ended in something that is no frame: callers may be missing */
 	OUTCOME_FAULT,       /* user memory could not be read (not resident, or no frame pointer there) */
 	OUTCOME_TOO_DEEP,    /* more than MAX_USER_FRAMES frames or MAX_TAIL_CALLS programs */
 	OUTCOME_NO_UNWINDER, /* a tail call fell through */
+	OUTCOME_NO_ROWS,     /* as CHAIN_ENDED, in code whose unwind rows were not there yet: user space has been asked for them */
 	OUTCOME_COMPAT,      /* a 32-bit task: not walked */
 	OUTCOME_THINNED,     /* left out by the scope's thinning; its weight is in the samples that stayed */
 	OUTCOME_UNDELIVERED, /* counted without its stack: ring full, or the scope's budget of new stacks spent */
@@ -52,6 +53,11 @@ enum event {
 	EVENT_PROCESS_FULL, /* the process table is full: this process gets no hints and no epochs */
 	EVENT_SEEN_FULL,    /* seen could not take a key: its stack will be sent again */
 	EVENT_SCOPE_WALKS,  /* cache misses of the cgroup → scope answer */
+	EVENT_NO_SPACE,     /* samples of a process whose mappings the kernel side has not been told: walked by frame pointer */
+	EVENT_ROWS_MISSING, /* frames in code whose unwind rows are not there yet: walked on by frame pointer */
+	EVENT_ROWS_UNASKED, /* of them, those for which user space could not be asked: it is asked again */
+	EVENT_NO_RULE,      /* frames in code of which no unwind information speaks: walked on by frame pointer */
+	EVENT_UNMAPPED,     /* frames that lie in no mapping we know of: walked on by frame pointer */
 	EVENT_COUNT,
 };
 
@@ -125,17 +131,27 @@ struct hints_record {
 /* One walk, one per CPU. Programs of one type do not nest on a CPU (bpf_prog_active), and each origin has its own state. */
 struct unwind_state {
 	u64 pc, sp, fp;
+	u64 lr;	   /* arm64: the link register, if lr_known */
+	u64 bx_at; /* x86-64: where rbx was saved, if above BX_UNKNOWN */
 	u64 hash;
 	u64 weight;
+	u64 space; /* the process's: see struct process */
 	u32 frames, user_frames;
 	u32 tail_calls;
 	u32 outcome;
 	u8 return_address; /* pc is one */
-	u8 pad[7];
+	u8 first;	   /* pc, sp and fp are the task's own user registers, so all others are known too */
+	u8 lr_known;
+	u8 guessed;	/* pc was found by a frame pointer that nobody vouches for: it must be in code */
+	u8 rows_missing; /* a frame was walked by frame pointer because its rows were not there yet */
+	u8 pad[3];
 	struct stack_record record;
 	struct hints_record hints;
 	u64 kernel[MAX_KERNEL_FRAMES];
 };
+
+/* Values of bx_at that are no address. */
+enum { BX_IN_REGISTER, BX_UNKNOWN };
 
 struct counters {
 	u64 runs;
@@ -155,6 +171,7 @@ struct process {
 	u64 exec_id;
 	u32 epoch;
 	u32 unwinder;   /* slot to begin with; 0: the first */
+	u64 space;      /* where an unwinder's user space has put the process's mappings, in its own terms; 0: nowhere */
 	u64 exec_pages; /* mm->exec_vm when user space was last told or first saw it: it changes with dlopen and dlclose */
 	u64 maps_told;  /* when that was, ns of CLOCK_MONOTONIC; 0: never */
 };

@@ -298,6 +298,7 @@ func (t *Table) demand(p *Process, evidence []Evidence) Change {
 
 // Refresh reads the maps of a process that was sampled in the window that ends, unless that is too expensive for now.
 func (t *Table) Refresh(p *Process) Change {
+	p.used = t.window
 	if p.gone || t.cfg.Now().Before(p.cheapAt) {
 		return Change{}
 	}

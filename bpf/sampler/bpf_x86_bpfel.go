@@ -35,8 +35,8 @@ type bpfCounters struct {
 	LastGeneration uint64
 	LastScope      uint32
 	LastThinning   uint32
-	Outcomes       [9]uint64
-	Events         [5]uint64
+	Outcomes       [10]uint64
+	Events         [10]uint64
 }
 
 type bpfEvent uint32
@@ -47,7 +47,12 @@ const (
 	bpfEventEVENT_PROCESS_FULL bpfEvent = 2
 	bpfEventEVENT_SEEN_FULL    bpfEvent = 3
 	bpfEventEVENT_SCOPE_WALKS  bpfEvent = 4
-	bpfEventEVENT_COUNT        bpfEvent = 5
+	bpfEventEVENT_NO_SPACE     bpfEvent = 5
+	bpfEventEVENT_ROWS_MISSING bpfEvent = 6
+	bpfEventEVENT_ROWS_UNASKED bpfEvent = 7
+	bpfEventEVENT_NO_RULE      bpfEvent = 8
+	bpfEventEVENT_UNMAPPED     bpfEvent = 9
+	bpfEventEVENT_COUNT        bpfEvent = 10
 )
 
 type bpfFrame struct {
@@ -75,11 +80,12 @@ const (
 	bpfOutcomeOUTCOME_FAULT       bpfOutcome = 2
 	bpfOutcomeOUTCOME_TOO_DEEP    bpfOutcome = 3
 	bpfOutcomeOUTCOME_NO_UNWINDER bpfOutcome = 4
-	bpfOutcomeOUTCOME_COMPAT      bpfOutcome = 5
-	bpfOutcomeOUTCOME_THINNED     bpfOutcome = 6
-	bpfOutcomeOUTCOME_UNDELIVERED bpfOutcome = 7
-	bpfOutcomeOUTCOME_OVERFLOW    bpfOutcome = 8
-	bpfOutcomeOUTCOME_COUNT       bpfOutcome = 9
+	bpfOutcomeOUTCOME_NO_ROWS     bpfOutcome = 5
+	bpfOutcomeOUTCOME_COMPAT      bpfOutcome = 6
+	bpfOutcomeOUTCOME_THINNED     bpfOutcome = 7
+	bpfOutcomeOUTCOME_UNDELIVERED bpfOutcome = 8
+	bpfOutcomeOUTCOME_OVERFLOW    bpfOutcome = 9
+	bpfOutcomeOUTCOME_COUNT       bpfOutcome = 10
 )
 
 type bpfProcess struct {
@@ -88,6 +94,7 @@ type bpfProcess struct {
 	ExecId        uint64
 	Epoch         uint32
 	Unwinder      uint32
+	Space         uint64
 	ExecPages     uint64
 	MapsTold      uint64
 }
@@ -157,14 +164,21 @@ type bpfUnwindState struct {
 	Pc            uint64
 	Sp            uint64
 	Fp            uint64
+	Lr            uint64
+	BxAt          uint64
 	Hash          uint64
 	Weight        uint64
+	Space         uint64
 	Frames        uint32
 	UserFrames    uint32
 	TailCalls     uint32
 	Outcome       uint32
 	ReturnAddress uint8
-	Pad           [7]uint8
+	First         uint8
+	LrKnown       uint8
+	Guessed       uint8
+	RowsMissing   uint8
+	Pad           [3]uint8
 	Record        struct {
 		_      structs.HostLayout
 		Head   bpfRecord

@@ -15,7 +15,7 @@ import (
 // The kernel leaves the event of a CPU that went offline open, and does not revive it when the CPU comes back. Here an event is
 // switched off behind the clock's back instead.
 func TestDeadEventsAreOpenedAgain(t *testing.T) {
-	s, err := Open(Config{FrequencyHz: 97, Unwinders: []unwind.Unwinder{native.Unwinder{}}})
+	s, err := Open(Config{FrequencyHz: 97, Unwinders: []unwind.Unwinder{native.New()}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -335,7 +335,7 @@ func (c *collector) total() (n uint64) {
 func open(t *testing.T, cfg sampler.Config, window time.Duration) (s *sampler.Sampler, c *collector, stop func() sampler.Stats) {
 	t.Helper()
 	if cfg.Unwinders == nil {
-		cfg.Unwinders = []unwind.Unwinder{native.Unwinder{}}
+		cfg.Unwinders = []unwind.Unwinder{native.New()}
 	}
 	s, err := sampler.Open(cfg)
 	if err != nil {
@@ -771,7 +771,7 @@ func TestProtocolHoldsUnderPressure(t *testing.T) {
 func TestUnwindersHandOver(t *testing.T) {
 	dir, id := newCgroup(t, cgroup2(t), "handover")
 	s, c, stop := open(t, sampler.Config{FrequencyHz: 499,
-		Unwinders: []unwind.Unwinder{marker.Unwinder{Next: 3}, marker.Unwinder{Next: 1}, native.Unwinder{}}}, 200*time.Millisecond)
+		Unwinders: []unwind.Unwinder{marker.Unwinder{Next: 3}, marker.Unwinder{Next: 1}, native.New()}}, 200*time.Millisecond)
 	scope := mustAdd(t, s, id, 1)
 	start(t, dir, "spin")
 	sleep(time.Second)
@@ -864,7 +864,7 @@ func TestCgroupV1(t *testing.T) {
 }
 
 func TestUnknownControllerIsRefused(t *testing.T) {
-	_, err := sampler.Open(sampler.Config{FrequencyHz: 97, CgroupController: "nonsense", Unwinders: []unwind.Unwinder{native.Unwinder{}}})
+	_, err := sampler.Open(sampler.Config{FrequencyHz: 97, CgroupController: "nonsense", Unwinders: []unwind.Unwinder{native.New()}})
 	if err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("error %v, want one that names the controller", err)
 	}

@@ -103,10 +103,13 @@ func rawKey(k unwind.Key) bpfStackKey {
 	}
 }
 
-// hintsFor joins build ids with the user frames of the stack that they came with: both walk the same frame pointers. It reports
-// false if they are of another stack: a thread on another CPU can send the first stack between the two.
+// hintsFor joins build ids with the user frames of the stack that they came with. Those are found by frame pointer; the stack's own
+// may be found better, so only as far as both agree. It reports false if not even the first does: the ids are of another stack,
+// for a thread on another CPU can send the first stack between the two.
 func hintsFor(ids []buildID, frames []unwind.RawFrame) ([]unwind.Hint, bool) {
 	const inPage = 0xfff // mappings begin at pages, so this part of an address is that of the file offset
+	// For an address that lies in no mapping the kernel takes the next one (find_vma): then the offset is below zero.
+	const maxOffset = 1 << 48
 	hints := make([]unwind.Hint, 0, len(ids))
 	i := 0
 	for _, f := range frames {
@@ -117,10 +120,15 @@ func hintsFor(ids []buildID, frames []unwind.RawFrame) ([]unwind.Hint, bool) {
 			break
 		}
 		if ids[i].valid {
+			if ids[i].value > maxOffset {
+				return hints, i > 0
+			}
 			if (f.A^ids[i].value)&inPage != 0 {
-				return nil, false
+				return hints, i > 0
 			}
 			hints = append(hints, unwind.Hint{Address: f.A, BuildID: ids[i].id, Offset: ids[i].value})
+		} else if f.A != ids[i].value {
+			return hints, i > 0
 		}
 		i++
 	}

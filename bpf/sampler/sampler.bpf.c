@@ -44,20 +44,37 @@ static __always_inline void process__tell(u32 type, struct stack_key *key)
 		counters__event(ORIGIN_CPU, EVENT_EXEC_LOST);
 }
 
-/* Completes the key with the epoch of the mappings and picks the first unwinder; true when the process is new to us. */
-static __always_inline bool process__identify(struct task_struct *task, struct stack_key *key, u32 *unwinder)
+/* A process that has forked and not exec'd has its parent's mappings. Where the stack begins is random at each exec, so equal
+ * places mean equal address spaces; a parent that was adopted later has another one. */
+static __always_inline u64 process__inherited(struct task_struct *task, struct mm_struct *mm)
+{
+	if (!mm)
+		return 0;
+	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
+	if (BPF_CORE_READ(parent, mm, start_stack) != mm->start_stack || BPF_CORE_READ(parent, mm, start_code) != mm->start_code)
+		return 0;
+	u32 pid = BPF_CORE_READ(parent, tgid);
+	struct process *p = bpf_map_lookup_elem(&processes, &pid);
+	return p ? p->space : 0;
+}
+
+/* Completes the key with the epoch of the mappings, finds the process's space and the first unwinder; true when it is the first
+ * sample of the program. */
+static __always_inline bool process__identify(struct task_struct *task, struct stack_key *key, u64 *space, u32 *unwinder)
 {
 	struct mm_struct *mm = task->mm;
 	u64 pages = mm ? mm->exec_vm : 0; /* 0: a thread that has given back its mm tells nothing of the others' */
 	struct process *p = bpf_map_lookup_elem(&processes, &key->pid);
 	if (p && p->start_boottime == key->start_boottime && p->exec_id == key->exec_id) {
 		key->epoch = p->epoch;
+		*space = p->space;
 		if (p->unwinder)
 			*unwinder = p->unwinder;
 		if (pages && p->exec_pages != pages) {
 			u64 now = bpf_ktime_get_ns();
 			if (!p->exec_pages) { /* no sample yet since the exec */
 				p->exec_pages = pages;
+				return true;
 			} else if (!p->maps_told || now - p->maps_told >= MAPS_INTERVAL) {
 				process__tell(RECORD_MAPS, key);
 				p->exec_pages = pages;
@@ -66,7 +83,10 @@ static __always_inline bool process__identify(struct task_struct *task, struct s
 		}
 		return false;
 	}
-	struct process fresh = { .start_boottime = key->start_boottime, .exec_id = key->exec_id, .exec_pages = pages };
+	struct process fresh = {
+		.start_boottime = key->start_boottime, .exec_id = key->exec_id, .exec_pages = pages, .space = process__inherited(task, mm),
+	};
+	*space = fresh.space;
 	if (bpf_map_update_elem(&processes, &key->pid, &fresh, BPF_ANY)) {
 		counters__event(key->origin, EVENT_PROCESS_FULL);
 		return false; /* never drop a sample because its process is unknown */
@@ -87,6 +107,7 @@ static __always_inline void process__send_hints(void *ctx, struct unwind_state *
 		counters__event(st->record.head.key.origin, EVENT_HINTS_LOST);
 }
 
+/* regs is the program's context or a copy of it: nothing but single fields may be read. */
 #if defined(__TARGET_ARCH_x86)
 #define USER32_CS 0x23 /* 32-bit user code; arch/x86/include/asm/segment.h */
 static __always_inline u64 regs__pc(bpf_user_pt_regs_t *regs) { return regs->ip; }
@@ -96,6 +117,8 @@ static __always_inline void regs__start(struct unwind_state *st, bpf_user_pt_reg
 	st->pc = regs->ip;
 	st->sp = regs->sp;
 	st->fp = regs->bp;
+	st->lr_known = 0;
+	st->bx_at = BX_IN_REGISTER;
 }
 static __always_inline bool regs__compat(bpf_user_pt_regs_t *regs) { return (u16)regs->cs == USER32_CS; /* FRED keeps more above */ }
 #else
@@ -106,6 +129,8 @@ static __always_inline void regs__start(struct unwind_state *st, bpf_user_pt_reg
 	st->pc = regs->pc;
 	st->sp = regs->sp;
 	st->fp = regs->regs[29];
+	st->lr = regs->regs[30];
+	st->lr_known = 1;
 }
 static __always_inline bool regs__compat(bpf_user_pt_regs_t *regs) { return regs->pstate & 0x10; /* PSR_MODE32_BIT */ }
 #endif
@@ -148,7 +173,9 @@ int sample(struct bpf_perf_event_data *ctx)
 		return 0;
 	}
 	st->frames = st->user_frames = st->tail_calls = 0;
-	st->return_address = 0;
+	st->return_address = st->guessed = st->rows_missing = 0;
+	st->first = 1;
+	st->space = 0;
 	st->hash = hash_seed;
 	st->weight = scope.thinning ? scope.thinning : 1;
 
@@ -157,12 +184,13 @@ int sample(struct bpf_perf_event_data *ctx)
 	process__key(task, scope.id, key);
 	key->origin = ORIGIN_CPU;
 	u32 unwinder = 1;
-	bool fresh = process__identify(task, key, &unwinder);
+	bool fresh = process__identify(task, key, &st->space, &unwinder);
 
-	bpf_user_pt_regs_t regs;
+	bool compat;
 	if (regs__user_mode(&ctx->regs)) {
 		key->context = CONTEXT_USER;
-		regs = ctx->regs;
+		compat = regs__compat(&ctx->regs);
+		regs__start(st, &ctx->regs);
 	} else {
 		key->context = CONTEXT_KERNEL;
 		kernel__push(ctx, st);
@@ -171,15 +199,17 @@ int sample(struct bpf_perf_event_data *ctx)
 			return unwind__done(st, OUTCOME_COMPLETE); /* a kernel thread: no user stack */
 		if (!mm->start_code) /* exec in progress: the registers are the old program's, the memory is the new one's */
 			return unwind__done(st, OUTCOME_COMPLETE);
+		bpf_user_pt_regs_t regs;
 		bpf_probe_read_kernel(&regs, sizeof(regs), (void *)bpf_task_pt_regs(task));
 		if (!regs__user_mode(&regs) || regs__pc(&regs) == 0)
 			return unwind__done(st, OUTCOME_COMPLETE); /* a worker of io_uring or vhost */
+		compat = regs__compat(&regs);
+		regs__start(st, &regs);
 	}
 	if (fresh)
 		process__send_hints(ctx, st);
-	if (regs__compat(&regs))
+	if (compat)
 		return unwind__done(st, OUTCOME_COMPAT);
-	regs__start(st, &regs);
 	return unwind__next(ctx, st, unwinder);
 }
 

@@ -91,18 +91,19 @@ const maxUnwinders = 16
 
 // Sampler is the loaded kernel side.
 type Sampler struct {
-	cfg         Config
-	objs        bpfObjects
-	collections []*ebpf.Collection // one per unwinder
-	links       []link.Link
-	ring        *ringbuf.Reader
-	clock       *clock
-	scopes      *Scopes
-	epoch       atomic.Uint32
-	flush       chan chan error
-	ended       chan struct{} // closed when Run returns
-	endRun      func()
-	closed      atomic.Bool
+	cfg          Config
+	objs         bpfObjects
+	collections  []*ebpf.Collection // one per unwinder
+	unwinderMaps []*ebpf.Map        // of these, those that are not shared
+	links        []link.Link
+	ring         *ringbuf.Reader
+	clock        *clock
+	scopes       *Scopes
+	epoch        atomic.Uint32
+	flush        chan chan error
+	ended        chan struct{} // closed when Run returns
+	endRun       func()
+	closed       atomic.Bool
 
 	names names
 
@@ -254,6 +255,11 @@ func (s *Sampler) loadUnwinders(sampler *ebpf.CollectionSpec) error {
 			return loadError(fmt.Sprintf("load unwinder %s into the kernel", u.Name()), err)
 		}
 		s.collections = append(s.collections, coll)
+		for name, m := range coll.Maps {
+			if _, ok := shared[name]; !ok {
+				s.unwinderMaps = append(s.unwinderMaps, m)
+			}
+		}
 		prog := coll.Programs["unwind"]
 		if prog == nil {
 			return fmt.Errorf("unwinder %s has no program called unwind", u.Name())

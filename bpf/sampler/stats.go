@@ -118,8 +118,9 @@ const windowKeyBytes = 112
 func (s *Sampler) mapBytes() uint64 {
 	o := &s.objs
 	var total uint64
-	for _, m := range []*ebpf.Map{o.UnwindState, o.Unwinders, o.Counters, o.Seen, o.Stacks, o.Window, o.Rest, o.ScopeStates,
-		o.Scopes, o.ScopeAnswers, o.Processes} {
+	all := append([]*ebpf.Map{o.UnwindState, o.Unwinders, o.Counters, o.Seen, o.Stacks, o.Window, o.Rest, o.ScopeStates,
+		o.Scopes, o.ScopeAnswers, o.Processes}, s.unwinderMaps...)
+	for _, m := range all {
 		if info, err := m.Info(); err == nil {
 			if n, ok := info.Memlock(); ok {
 				total += n

@@ -596,3 +596,31 @@ func (s *Sampler) RaiseEpoch(id process.ID) error {
 	}
 	return nil
 }
+
+// SetSpace tells the kernel side where an unwinder has put the mappings of a process, in the unwinder's own terms; 0: nowhere.
+// A process that the kernel side does not know yet becomes known by it. One that is gone or has become another is no error.
+func (s *Sampler) SetSpace(id process.ID, space uint64) error {
+	var p bpfProcess
+	err := s.objs.Processes.Lookup(id.PID, &p)
+	switch {
+	case errors.Is(err, ebpf.ErrKeyNotExist):
+		if space == 0 {
+			return nil
+		}
+		p = bpfProcess{StartBoottime: id.StartBoottime, ExecId: id.ExecID, Space: space}
+		if err = s.objs.Processes.Update(id.PID, p, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
+			return nil // its first sample was faster: the first stack tells
+		}
+	case err == nil && (p.StartBoottime != id.StartBoottime || p.ExecId != id.ExecID):
+		return nil
+	case err == nil:
+		p.Space = space
+		if err = s.objs.Processes.Update(id.PID, p, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
+			return nil
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("tell the kernel side of the mappings of pid %d: %w", id.PID, err)
+	}
+	return nil
+}

@@ -25,7 +25,7 @@ func (*windowCounter) Forget(unwind.Key)       {}
 
 // When the kernel has no map for the next window, the open one goes on.
 func TestWindowGoesOnWithoutANextOne(t *testing.T) {
-	s, err := Open(Config{FrequencyHz: 97, Unwinders: []unwind.Unwinder{native.Unwinder{}}})
+	s, err := Open(Config{FrequencyHz: 97, Unwinders: []unwind.Unwinder{native.New()}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -27,6 +27,15 @@ var vdso = sync.OnceValues(func() (*Object, error) {
 })
 
 func readVDSO() (*Object, error) {
+	b, err := VDSOImage()
+	if err != nil {
+		return nil, err
+	}
+	return parse(bytes.NewReader(b), int64(len(b)), maxVDSO)
+}
+
+// VDSOImage reads the vDSO's ELF file from our own memory.
+func VDSOImage() ([]byte, error) {
 	maps, err := os.Open("/proc/self/maps")
 	if err != nil {
 		return nil, err
@@ -52,5 +61,5 @@ func readVDSO() (*Object, error) {
 	if _, err := mem.ReadAt(b, int64(start)); err != nil {
 		return nil, err
 	}
-	return parse(bytes.NewReader(b), int64(len(b)), maxVDSO)
+	return b, nil
 }

@@ -158,7 +158,7 @@ type bench struct {
 func newBench(t testing.TB, change func(*unwind.SymbolizerConfig)) *bench {
 	b := &bench{t: t, peers: map[uint32][]int{}, now: time.Unix(1e9, 0)}
 	cfg := unwind.SymbolizerConfig{
-		Unwinders:  []unwind.Unwinder{native.Unwinder{}},
+		Unwinders:  []unwind.Unwinder{native.New()},
 		Cache:      symbol.NewCache(16 << 20),
 		Current:    func(id process.ID) bool { return b.current == nil || b.current(id) },
 		Peers:      func(scope uint32) []int { return b.peers[scope] },

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,14 +26,18 @@ type live struct {
 	*unwind.Symbolizer
 	queue   chan func()
 	names   map[string]uint64 // samples by name of each frame
+	stacks  map[string]uint64 // by names of user frames, outermost first, with the mark of a walk that ended early
 	samples uint64
 	lost    uint64
+
+	outcomes, events map[string]uint64 // of the kernel side
 }
 
 func (l *live) Exec(id process.ID, scope uint32) { l.queue <- func() { l.Symbolizer.Exec(id, scope) } }
 func (l *live) Exit(id process.ID)               { l.queue <- func() { l.Symbolizer.Exit(id) } }
 func (l *live) Stack(s unwind.Stack)             { l.queue <- func() { l.Symbolizer.Stack(s) } }
 func (l *live) Forget(k unwind.Key)              { l.queue <- func() { l.Symbolizer.Forget(k) } }
+func (l *live) MapsChanged(id process.ID)        { l.queue <- func() { l.Symbolizer.MapsChanged(id) } }
 func (l *live) ProcessesLost()                   { l.queue <- func() { l.Sweep() } }
 func (l *live) Window(w sampler.Window) {
 	done := make(chan struct{})
@@ -41,22 +46,27 @@ func (l *live) Window(w sampler.Window) {
 }
 
 func (l *live) window(w sampler.Window) {
-	var active []process.ID
+	active := map[process.ID]uint32{}
 	for _, c := range w.Counts {
 		locations, ok := l.Locations(c.Key)
 		if !ok {
 			l.lost += c.N
 		}
 		l.samples += c.N
-		for _, loc := range locations {
+		var stack []string
+		for _, loc := range slices.Backward(locations) {
 			l.names[loc.Line[0].Function.Name] += c.N
+			if !strings.HasPrefix(loc.Mapping.File, "[kernel") {
+				stack = append(stack, loc.Line[0].Function.Name)
+			}
 		}
-		active = append(active, c.Key.Process)
+		l.stacks[strings.Join(stack, ";")] += c.N
+		active[c.Key.Process] = c.Key.Scope
 	}
 	l.WindowEnd(active)
 }
 
-// sample runs a command in a cgroup of its own, sampled at 97 Hz, and returns what was seen when it has ended.
+// sample runs a command in a cgroup of its own, sampled at 297 Hz, and returns what was seen when it has ended.
 func sample(t *testing.T, cmd *exec.Cmd) *live {
 	t.Helper()
 	h, err := cgroupfs.Detect()
@@ -82,8 +92,8 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unwinders := []unwind.Unwinder{native.Unwinder{}}
-	s, err := sampler.Open(sampler.Config{FrequencyHz: 97, CgroupController: h.Controller, Unwinders: unwinders})
+	unwinders := []unwind.Unwinder{native.New()}
+	s, err := sampler.Open(sampler.Config{FrequencyHz: 297, CgroupController: h.Controller, Unwinders: unwinders})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -95,9 +105,10 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &live{names: map[string]uint64{}, queue: make(chan func(), 8192)}
+	l := &live{names: map[string]uint64{}, stacks: map[string]uint64{}, queue: make(chan func(), 8192)}
 	l.Symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
 		Unwinders: unwinders, Cache: symbol.NewCache(24 << 20), Kernel: kernel, Current: s.Current, RaiseEpoch: s.RaiseEpoch,
+		SetSpace: s.SetSpace,
 	})
 	consumed := make(chan struct{})
 	go func() {
@@ -107,6 +118,8 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 		}
 	}()
 	ctx, stop := context.WithCancel(context.Background())
+	read := make(chan error, 1)
+	go func() { read <- unwinders[0].(unwind.Runner).Run(ctx) }()
 	ran := make(chan error, 1)
 	go func() { ran <- s.Run(ctx, time.Second, l) }()
 
@@ -120,8 +133,16 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 	if err := <-ran; err != nil {
 		t.Fatal(err)
 	}
+	if err := <-read; err != nil {
+		t.Error(err)
+	}
 	close(l.queue)
 	<-consumed
+	kernelSide, err := s.Stats()
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.outcomes, l.events = kernelSide.Outcomes, kernelSide.Events
 	return l
 }
 

@@ -86,6 +86,9 @@ type FrameSymbolizer interface {
 type Attachment interface {
 	// Exec is called when the process has just exec'd and may be gone at once: what will be needed is read now.
 	Exec()
+	// Mapped is called when the maps of the process were read and differ from before; atExec: because it has just exec'd. When it
+	// returns, what is sampled next is walked by them.
+	Mapped(atExec bool)
 	// Symbolize appends the locations of a frame to dst, innermost first, and returns it. Locations are immutable and have a
 	// line with a function. The stack is the one the frame is in.
 	Symbolize(dst []*profile.Location, f RawFrame, s *Stack) []*profile.Location
@@ -108,6 +111,8 @@ type Env struct {
 	Names     *Names
 	// Peers returns the PIDs of a container's processes.
 	Peers func(scope uint32) []int
+	// SetSpace gives the kernel side what [SymbolizerConfig.SetSpace] says.
+	SetSpace func(id process.ID, space uint64) error
 
 	s *Symbolizer
 }
@@ -153,6 +158,9 @@ type SymbolizerConfig struct {
 	Current func(process.ID) bool
 	// RaiseEpoch makes the kernel send the stacks of a process again. nil: it cannot.
 	RaiseEpoch func(process.ID) error
+	// SetSpace tells the kernel side where an unwinder has put the mappings of a process, in the unwinder's own terms; 0: nowhere.
+	// A process that the kernel side does not know yet becomes known by it. nil: nobody needs it.
+	SetSpace func(id process.ID, space uint64) error
 	// MaxProcesses bounds the processes that are remembered. Default 8192.
 	MaxProcesses int
 	// MaxBytes bounds the memory for stacks and what they refer to, about. One scope may use a quarter of it. Default 32 MiB.
@@ -193,8 +201,9 @@ type Symbolizer struct {
 
 // state is what we keep of a process.
 type state struct {
-	attachments []Attachment // by slot-1; nil until the first frame of that slot
-	unknown     bool         // frames were named Unknown
+	attachments []Attachment  // by slot-1; nil until it is needed
+	unknown     bool          // frames were named Unknown
+	maps        *process.Maps // as the attachments know them
 }
 
 // held is a stack.
@@ -256,6 +265,9 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 	if cfg.RaiseEpoch == nil {
 		cfg.RaiseEpoch = func(process.ID) error { return nil }
 	}
+	if cfg.SetSpace == nil {
+		cfg.SetSpace = func(process.ID, uint64) error { return nil }
+	}
 	s := &Symbolizer{
 		cfg:             cfg,
 		states:          map[*process.Process]*state{},
@@ -270,7 +282,8 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 	reader := process.Reader{Root: cfg.ProcRoot}
 	s.table = process.NewTable(process.Config{Reader: reader, MaxProcesses: cfg.MaxProcesses, Current: cfg.Current, Now: cfg.Now},
 		s.forgotten)
-	s.env = &Env{Reader: reader, Processes: s.table, Cache: cfg.Cache, Names: newNames(cfg.MaxBytes / 8), Peers: cfg.Peers, s: s}
+	s.env = &Env{Reader: reader, Processes: s.table, Cache: cfg.Cache, Names: newNames(cfg.MaxBytes / 8), Peers: cfg.Peers,
+		SetSpace: cfg.SetSpace, s: s}
 	s.slots = make([]FrameSymbolizer, len(cfg.Unwinders))
 	for i, u := range cfg.Unwinders {
 		if n, ok := u.(Symbolizing); ok {
@@ -293,6 +306,7 @@ func (s *Symbolizer) Exec(id process.ID, scope uint32) {
 	s.execs[scope]++
 	p := s.table.Exec(id, scope)
 	st := s.state(p)
+	s.mapped(p, true)
 	for slot, f := range s.slots {
 		if f != nil {
 			s.attachment(p, st, slot).Exec()
@@ -333,6 +347,7 @@ func (s *Symbolizer) Stack(st Stack) {
 			if p == nil { // asked for only when it has frames of its own
 				p = s.table.Get(st.Key.Process, st.Key.Scope, evidence(st.Hints))
 				ps = s.state(p)
+				s.mapped(p, false)
 			}
 			s.buf = s.attachment(p, ps, slot).Symbolize(s.buf, f, &st)
 		}
@@ -476,8 +491,9 @@ func (s *Symbolizer) Forget(k Key) {
 }
 
 // WindowEnd is called after the counts of a window have been joined with their stacks; active are the processes that it
-// counted. It looks whether their code is still where it was, and forgets processes that ended two windows ago.
-func (s *Symbolizer) WindowEnd(active []process.ID) {
+// counted, with their scopes. It looks whether their code is still where it was, and forgets processes that ended two windows
+// ago.
+func (s *Symbolizer) WindowEnd(active map[process.ID]uint32) {
 	s.kernelWait = max(0, s.kernelWait-1)
 	clear(s.execs)
 	better := map[*process.Process]bool{}
@@ -489,9 +505,13 @@ func (s *Symbolizer) WindowEnd(active []process.ID) {
 		}
 	}
 	seen := make(map[*process.Process]bool, len(active))
-	for _, id := range active {
+	for id, scope := range active {
 		p, ok := s.table.Lookup(id)
-		if !ok || seen[p] {
+		if !ok { // it was forgotten while it did nothing: its stacks are known, so none of them brings it back
+			s.mapped(s.table.Get(id, scope, nil), false)
+			continue
+		}
+		if seen[p] {
 			continue
 		}
 		seen[p] = true
@@ -509,8 +529,24 @@ func (s *Symbolizer) WindowEnd(active []process.ID) {
 	s.table.WindowEnd()
 }
 
-// changed raises the epoch of a process whose stacks would be named differently now.
+// mapped tells the attachments of a process that its maps are other ones, if they are.
+func (s *Symbolizer) mapped(p *process.Process, atExec bool) {
+	st := s.state(p)
+	if p.Maps() == st.maps {
+		return
+	}
+	st.maps = p.Maps()
+	for slot, f := range s.slots {
+		if f != nil {
+			s.attachment(p, st, slot).Mapped(atExec)
+		}
+	}
+}
+
+// changed raises the epoch of a process whose stacks would be named differently now: after what the kernel side walks by is
+// that of its new mappings.
 func (s *Symbolizer) changed(p *process.Process, c process.Change, better bool) {
+	s.mapped(p, false)
 	st := s.state(p)
 	if !c.Moved && !better && !(c.Fresh && st.unknown) {
 		return

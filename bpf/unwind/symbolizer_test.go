@@ -247,7 +247,7 @@ func TestRereadIsLatched(t *testing.T) {
 		t.Errorf("got %s while reading is latched", got)
 	}
 	// The end of the window reads them in any case; then the stack is asked for again.
-	b.WindowEnd([]process.ID{p.id})
+	b.WindowEnd(map[process.ID]uint32{p.id: scope})
 	if len(b.raised) != 1 || b.raised[0].PID != p.id.PID {
 		t.Errorf("raised %v, want the process", b.raised)
 	}
@@ -279,7 +279,7 @@ func TestOtherCodeAtTheSameAddress(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 	p.do("map %s 1000 1000 %x", two, at&^0xfff)
-	b.WindowEnd([]process.ID{p.id})
+	b.WindowEnd(map[process.ID]uint32{p.id: scope})
 	if len(b.raised) != 1 {
 		t.Errorf("the epoch was raised %d times, want once", len(b.raised))
 	}
@@ -288,7 +288,7 @@ func TestOtherCodeAtTheSameAddress(t *testing.T) {
 	if got := names(b.stack(next, scope, nil, frame(at, false))); got != "two" {
 		t.Errorf("got %s", got)
 	}
-	b.WindowEnd([]process.ID{p.id, next})
+	b.WindowEnd(map[process.ID]uint32{p.id: scope, next: scope})
 	if len(b.raised) != 1 {
 		t.Errorf("the epoch was raised without a reason: %d times", len(b.raised))
 	}
@@ -304,7 +304,7 @@ func TestAStackOfWhatWasUnmappedMeanwhile(t *testing.T) {
 	b.resolve(p, at)
 	// The library goes; something that is no code comes to its place.
 	p.do("map %s 0 1000 %x", "/dev/zero", code)
-	b.WindowEnd([]process.ID{p.id})
+	b.WindowEnd(map[process.ID]uint32{p.id: scope})
 	if got := b.resolve(p, at); got != "early" && got != "[jit]" {
 		t.Errorf("got %s", got)
 	}
@@ -553,7 +553,7 @@ func TestExitAgesAndForgets(t *testing.T) {
 	b.resolve(p, p.at["leaf"])
 	b.Exit(p.id)
 	p.kill()
-	b.WindowEnd([]process.ID{p.id})
+	b.WindowEnd(map[process.ID]uint32{p.id: scope})
 	if got := b.resolve(p, p.at["main"]); got != "main" {
 		t.Errorf("a late stack: got %s", got)
 	}

@@ -5,6 +5,8 @@
 package unwind
 
 import (
+	"context"
+
 	"github.com/cilium/ebpf"
 
 	"github.com/stoker-profiler/stoker/bpf/process"
@@ -77,4 +79,10 @@ type Unwinder interface {
 	Spec() (*ebpf.CollectionSpec, error)
 	// Bind hands over the loaded collection; the unwinder keeps what it needs of its own (counters). The sampler closes it.
 	Bind(*ebpf.Collection) error
+}
+
+// Runner is implemented by unwinders that have work to do beside the sampler: reading tables for their walk. Run blocks until
+// ctx ends, which it then returns nil for. It is called once, after Bind and NewSymbolizer.
+type Runner interface {
+	Run(ctx context.Context) error
 }

@@ -46,6 +46,7 @@ type agent struct {
 	startedAt time.Time
 
 	hierarchy  cgroupfs.Hierarchy
+	unwinders  []unwind.Unwinder
 	sampler    *sampler.Sampler
 	registry   *registry.Registry
 	sources    []container.Source
@@ -80,11 +81,11 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	if a.hierarchy, err = cgroupfs.Detect(); err != nil {
 		return nil, fmt.Errorf("find the cgroup hierarchy: %w", err)
 	}
-	unwinders := []unwind.Unwinder{native.Unwinder{}}
+	a.unwinders = []unwind.Unwinder{native.New()}
 	a.sampler, err = sampler.Open(sampler.Config{
 		FrequencyHz:      cfg.Sampling.Frequency,
 		CgroupController: a.hierarchy.Controller,
-		Unwinders:        unwinders,
+		Unwinders:        a.unwinders,
 		Log:              log,
 	})
 	if err != nil {
@@ -109,12 +110,13 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	}
 	a.files = symbol.NewCache(fileCacheBytes)
 	a.symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
-		Unwinders:  unwinders,
+		Unwinders:  a.unwinders,
 		Cache:      a.files,
 		Kernel:     a.kernel,
 		Peers:      a.peers,
 		Current:    a.sampler.Current,
 		RaiseEpoch: a.sampler.RaiseEpoch,
+		SetSpace:   a.sampler.SetSpace,
 	})
 
 	// Labels and profiles.
@@ -243,6 +245,18 @@ func (a *agent) sample(ctx context.Context) error {
 		})
 	}
 	sources.Go(func() error { a.sweep(ctx); return nil })
+	for _, u := range a.unwinders {
+		r, ok := u.(unwind.Runner)
+		if !ok {
+			continue
+		}
+		sources.Go(func() error {
+			if err := r.Run(ctx); err != nil { // stacks are still walked, if not as well
+				a.log.Error("an unwinder has stopped to read tables; restart stoker to have it back", "unwinder", u.Name(), "err", err)
+			}
+			return nil
+		})
+	}
 	done := make(chan struct{})
 	go func() { defer close(done); a.pipeline.run() }()
 	err := a.sampler.Run(ctx, a.cfg.Sampling.Window, a.pipeline)

@@ -125,7 +125,7 @@ func (p *pipeline) window(w sampler.Window) {
 		cgroup uint64
 	}
 	byContainer := map[generation]*containerWindow{}
-	active := map[process.ID]bool{}
+	active := map[process.ID]uint32{} // → scope
 	add := func(scope uint32, s samples, weight uint64) {
 		rec, ok := p.registry.Lookup(scope)
 		if !ok {
@@ -150,7 +150,7 @@ func (p *pipeline) window(w sampler.Window) {
 		case !ok:
 			p.stats.lostStacks.Add(c.N)
 		}
-		active[c.Key.Process] = true
+		active[c.Key.Process] = c.Key.Scope
 		add(c.Key.Scope, samples{c.Key.Process, locations, c.N, 0}, c.Weight)
 	}
 	for _, r := range w.Rest {
@@ -175,11 +175,7 @@ func (p *pipeline) window(w sampler.Window) {
 	p.stats.heldWindows.Store(int64(len(p.held)))
 	p.emit(ready)
 
-	ids := make([]process.ID, 0, len(active))
-	for id := range active {
-		ids = append(ids, id)
-	}
-	p.symbolizer.WindowEnd(ids)
+	p.symbolizer.WindowEnd(active)
 	p.registry.WindowEnd()
 }
 

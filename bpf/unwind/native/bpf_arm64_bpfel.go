@@ -8,25 +8,87 @@ import (
 	_ "embed"
 	"fmt"
 	"io"
+	"structs"
 
 	"github.com/cilium/ebpf"
 )
+
+type bpfMapping struct {
+	_     structs.HostLayout
+	Start uint64
+	End   uint64
+	Bias  uint64
+	Pages uint32
+	Kind  uint32
+}
+
+type bpfMappingKind uint32
+
+const (
+	bpfMappingKindMAPPING_UNKNOWN bpfMappingKind = 0
+	bpfMappingKindMAPPING_ASKED   bpfMappingKind = 1
+	bpfMappingKindMAPPING_ROWS    bpfMappingKind = 2
+	bpfMappingKindMAPPING_FP      bpfMappingKind = 3
+	bpfMappingKindMAPPING_NONE    bpfMappingKind = 4
+)
+
+type bpfMiss struct {
+	_             structs.HostLayout
+	StartBoottime uint64
+	ExecId        uint64
+	Address       uint64
+	Pid           uint32
+	Page          uint32
+}
+
+type bpfPage struct {
+	_    structs.HostLayout
+	Word uint64
+	Used uint32
+	Pad  uint32
+}
+
+type bpfPageState uint32
+
+const (
+	bpfPageStatePAGE_EMPTY bpfPageState = 0
+	bpfPageStatePAGE_ASKED bpfPageState = 1
+	bpfPageStatePAGE_ROWS  bpfPageState = 2
+	bpfPageStatePAGE_NONE  bpfPageState = 3
+)
+
+type bpfSpaceHead struct {
+	_      structs.HostLayout
+	Serial uint64
+	Count  uint32
+	Pad    [5]uint32
+}
 
 // Names of all BPF objects in the ELF.
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapCounters    = "counters"
-	bpfMapRest        = "rest"
-	bpfMapScopeStates = "scope_states"
-	bpfMapSeen        = "seen"
-	bpfMapStacks      = "stacks"
-	bpfMapUnwindState = "unwind_state"
-	bpfMapUnwinders   = "unwinders"
-	bpfMapWindow      = "window"
-	bpfProgUnwind     = "unwind"
-	bpfVarHashSeed    = "hash_seed"
-	bpfVarSlot        = "slot"
+	bpfMapCounters        = "counters"
+	bpfMapMisses          = "misses"
+	bpfMapPageIndex       = "page_index"
+	bpfMapRest            = "rest"
+	bpfMapRows            = "rows"
+	bpfMapRules           = "rules"
+	bpfMapScopeStates     = "scope_states"
+	bpfMapSeen            = "seen"
+	bpfMapSpaces          = "spaces"
+	bpfMapStacks          = "stacks"
+	bpfMapUnwindState     = "unwind_state"
+	bpfMapUnwinders       = "unwinders"
+	bpfMapWindow          = "window"
+	bpfProgUnwind         = "unwind"
+	bpfVarGeneration      = "generation"
+	bpfVarHashSeed        = "hash_seed"
+	bpfVarMappingKindType = "mapping_kind_type"
+	bpfVarMissType        = "miss_type"
+	bpfVarPageStateType   = "page_state_type"
+	bpfVarSlot            = "slot"
+	bpfVarSpaceHeadType   = "space_head_type"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -79,9 +141,14 @@ type bpfProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	Misses      *ebpf.MapSpec `ebpf:"misses"`
+	PageIndex   *ebpf.MapSpec `ebpf:"page_index"`
 	Rest        *ebpf.MapSpec `ebpf:"rest"`
+	Rows        *ebpf.MapSpec `ebpf:"rows"`
+	Rules       *ebpf.MapSpec `ebpf:"rules"`
 	ScopeStates *ebpf.MapSpec `ebpf:"scope_states"`
 	Seen        *ebpf.MapSpec `ebpf:"seen"`
+	Spaces      *ebpf.MapSpec `ebpf:"spaces"`
 	Stacks      *ebpf.MapSpec `ebpf:"stacks"`
 	UnwindState *ebpf.MapSpec `ebpf:"unwind_state"`
 	Unwinders   *ebpf.MapSpec `ebpf:"unwinders"`
@@ -92,8 +159,13 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	HashSeed *ebpf.VariableSpec `ebpf:"hash_seed"`
-	Slot     *ebpf.VariableSpec `ebpf:"slot"`
+	Generation      *ebpf.VariableSpec `ebpf:"generation"`
+	HashSeed        *ebpf.VariableSpec `ebpf:"hash_seed"`
+	MappingKindType *ebpf.VariableSpec `ebpf:"mapping_kind_type"`
+	MissType        *ebpf.VariableSpec `ebpf:"miss_type"`
+	PageStateType   *ebpf.VariableSpec `ebpf:"page_state_type"`
+	Slot            *ebpf.VariableSpec `ebpf:"slot"`
+	SpaceHeadType   *ebpf.VariableSpec `ebpf:"space_head_type"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -117,9 +189,14 @@ func (o *bpfObjects) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
 	Counters    *ebpf.Map `ebpf:"counters"`
+	Misses      *ebpf.Map `ebpf:"misses"`
+	PageIndex   *ebpf.Map `ebpf:"page_index"`
 	Rest        *ebpf.Map `ebpf:"rest"`
+	Rows        *ebpf.Map `ebpf:"rows"`
+	Rules       *ebpf.Map `ebpf:"rules"`
 	ScopeStates *ebpf.Map `ebpf:"scope_states"`
 	Seen        *ebpf.Map `ebpf:"seen"`
+	Spaces      *ebpf.Map `ebpf:"spaces"`
 	Stacks      *ebpf.Map `ebpf:"stacks"`
 	UnwindState *ebpf.Map `ebpf:"unwind_state"`
 	Unwinders   *ebpf.Map `ebpf:"unwinders"`
@@ -129,9 +206,14 @@ type bpfMaps struct {
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Counters,
+		m.Misses,
+		m.PageIndex,
 		m.Rest,
+		m.Rows,
+		m.Rules,
 		m.ScopeStates,
 		m.Seen,
+		m.Spaces,
 		m.Stacks,
 		m.UnwindState,
 		m.Unwinders,
@@ -143,8 +225,13 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	HashSeed *ebpf.Variable `ebpf:"hash_seed"`
-	Slot     *ebpf.Variable `ebpf:"slot"`
+	Generation      *ebpf.Variable `ebpf:"generation"`
+	HashSeed        *ebpf.Variable `ebpf:"hash_seed"`
+	MappingKindType *ebpf.Variable `ebpf:"mapping_kind_type"`
+	MissType        *ebpf.Variable `ebpf:"miss_type"`
+	PageStateType   *ebpf.Variable `ebpf:"page_state_type"`
+	Slot            *ebpf.Variable `ebpf:"slot"`
+	SpaceHeadType   *ebpf.Variable `ebpf:"space_head_type"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

@@ -3,8 +3,6 @@ package native
 import (
 	"os"
 	"time"
-
-	"github.com/stoker-profiler/stoker/bpf/symbol"
 )
 
 const (
@@ -23,39 +21,43 @@ const (
 // opener opens a file, and says whether another process had to help.
 type opener func() (f *os.File, donated bool, err error)
 
-// load is a file being opened and parsed. What it found may be read when done is closed.
-type load struct {
-	scope  uint32
-	done   chan struct{}
-	object *symbol.Object
-	donor  bool
-	err    error
+// pending is a read under way.
+type pending struct {
+	scope uint32
+	done  chan struct{}
 }
 
 // ended reports whether the read is over.
-func (l *load) ended() bool {
+func (p *pending) ended() bool {
 	select {
-	case <-l.done:
+	case <-p.done:
 		return true
 	default:
 		return false
 	}
 }
 
-// loader reads files on goroutines of their own, so that no file can stop the symbolizer.
+// load is a file being opened and read. What it found may be looked at when done is closed.
+type load[T any] struct {
+	pending
+	found T
+	donor bool
+	err   error
+}
+
+// loader reads files on goroutines of their own, so that no file can stop who needs it. One goroutine owns it.
 type loader struct {
-	cache    *symbol.Cache
 	patience time.Duration
-	slow     []*load
+	slow     []*pending
 	waited   map[uint32]time.Duration // by scope, in this window
 }
 
-func newLoader(cache *symbol.Cache) *loader {
-	return &loader{cache: cache, patience: patience, waited: map[uint32]time.Duration{}}
+func newLoader() *loader {
+	return &loader{patience: patience, waited: map[uint32]time.Duration{}}
 }
 
-// start begins to read a file; nil if too many reads are under way that do not end.
-func (l *loader) start(scope uint32, open opener) *load {
+// start begins to open a file and to read it; nil if too many reads are under way that do not end.
+func start[T any](l *loader, scope uint32, open opener, read func(*os.File) (T, error)) *load[T] {
 	same := 0
 	running := l.slow[:0]
 	for _, s := range l.slow {
@@ -72,7 +74,7 @@ func (l *loader) start(scope uint32, open opener) *load {
 	if len(l.slow) >= maxSlow || same >= maxSlowScope {
 		return nil
 	}
-	r := &load{scope: scope, done: make(chan struct{})}
+	r := &load[T]{pending: pending{scope: scope, done: make(chan struct{})}}
 	go func() {
 		defer close(r.done)
 		f, donated, err := open()
@@ -82,7 +84,7 @@ func (l *loader) start(scope uint32, open opener) *load {
 			return
 		}
 		defer f.Close()
-		r.object, r.err = l.cache.Load(f)
+		r.found, r.err = read(f)
 	}()
 	return r
 }
@@ -91,7 +93,7 @@ func (l *loader) start(scope uint32, open opener) *load {
 func (l *loader) windowEnd() { clear(l.waited) }
 
 // wait reports whether a read has ended, after giving it a moment to do so.
-func (l *loader) wait(r *load) bool {
+func (l *loader) wait(r *pending) bool {
 	if l.patient(r.scope, r.done) {
 		return true
 	}

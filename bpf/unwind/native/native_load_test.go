@@ -9,8 +9,13 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/symbol"
 )
 
+// begin reads the symbols of a file.
+func begin(l *loader, scope uint32, open opener) *load[*symbol.Object] {
+	return start(l, scope, open, symbol.NewCache(1<<20).Load)
+}
+
 func TestAFileThatIsNeverReadStopsOnlyItsContainer(t *testing.T) {
-	l := newLoader(symbol.NewCache(1 << 20))
+	l := newLoader()
 	l.patience = time.Millisecond
 	release := make(chan struct{})
 	hang := func() (*os.File, bool, error) {
@@ -21,16 +26,16 @@ func TestAFileThatIsNeverReadStopsOnlyItsContainer(t *testing.T) {
 		f, err := os.Open("/proc/self/exe")
 		return f, false, err
 	}
-	first := l.start(1, hang)
-	if l.wait(first) {
+	first := begin(l, 1, hang)
+	if l.wait(&first.pending) {
 		t.Fatal("a read that hangs has ended")
 	}
-	if l.start(1, exe) != nil {
+	if begin(l, 1, exe) != nil {
 		t.Error("its container may start another read")
 	}
 	l.patience = time.Minute
-	other := l.start(2, exe)
-	if other == nil || !l.wait(other) || other.err != nil || other.object == nil {
+	other := begin(l, 2, exe)
+	if other == nil || !l.wait(&other.pending) || other.err != nil || other.found == nil {
 		t.Fatalf("another container: %+v", other)
 	}
 	close(release)
@@ -38,17 +43,17 @@ func TestAFileThatIsNeverReadStopsOnlyItsContainer(t *testing.T) {
 	if first.err == nil {
 		t.Error("the late answer is lost")
 	}
-	if again := l.start(1, exe); again == nil || !l.wait(again) || again.err != nil {
+	if again := begin(l, 1, exe); again == nil || !l.wait(&again.pending) || again.err != nil {
 		t.Errorf("afterwards: %+v", again)
 	}
 }
 
 // Reads that end just before our patience does cost everybody's time all the same.
 func TestSlowFilesHaveABudget(t *testing.T) {
-	l := newLoader(symbol.NewCache(1 << 20))
+	l := newLoader()
 	l.patience = time.Hour
-	slow := l.start(1, func() (*os.File, bool, error) { return nil, false, errors.New("slow, but never too slow") })
-	if !l.wait(slow) {
+	slow := begin(l, 1, func() (*os.File, bool, error) { return nil, false, errors.New("slow, but never too slow") })
+	if !l.wait(&slow.pending) {
 		t.Fatal("an error that is there at once was not seen")
 	}
 	l.waited[1] += scopePatience * l.patience // as many of those as it takes
@@ -57,16 +62,16 @@ func TestSlowFilesHaveABudget(t *testing.T) {
 		<-release
 		return nil, false, errors.New("answered")
 	}
-	if spent := l.start(1, hang); l.wait(spent) {
+	if spent := begin(l, 1, hang); l.wait(&spent.pending) {
 		t.Error("a read that hangs has ended")
 	}
-	if other := l.start(2, func() (*os.File, bool, error) { return nil, false, errors.New("answered") }); !l.wait(other) {
+	if other := begin(l, 2, func() (*os.File, bool, error) { return nil, false, errors.New("answered") }); !l.wait(&other.pending) {
 		t.Error("another container pays for it")
 	}
 	close(release)
 	<-l.slow[0].done
 	l.windowEnd()
-	if again := l.start(1, hang); again == nil || !l.wait(again) {
+	if again := begin(l, 1, hang); again == nil || !l.wait(&again.pending) {
 		t.Error("no patience in the next window")
 	}
 }

@@ -45,10 +45,14 @@ const (
 )
 
 // Symbolizer implements [unwind.Symbolizing].
-func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
+func (u *Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.reader = env.Reader
 	return &symbolizer{
 		env:         env,
-		loader:      newLoader(env.Cache),
+		tables:      u.tables,
+		loader:      newLoader(),
 		liner:       newLiner(env.Cache),
 		attachments: map[*process.Process]*attachment{},
 		locations:   unwind.NewRecent[locationKey, named](locationBudget),
@@ -62,6 +66,7 @@ func (Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
 // symbolizer names native frames: address → mapping → file → ELF address → functions and lines.
 type symbolizer struct {
 	env         *unwind.Env
+	tables      *tables // nil: nothing walks by them
 	loader      *loader
 	liner       *liner
 	window      uint64
@@ -81,6 +86,7 @@ type symbolizer struct {
 	opened, donated, adopted       atomic.Uint64
 	gone, denied, replaced, notELF atomic.Uint64
 	slow, failed, searched, noVDSO atomic.Uint64
+	spaceErrors, generationErrors  atomic.Uint64
 }
 
 // locationKey is a place in a file. The weak pointer is the file's identity: it stays what it is when the symbols are dropped.
@@ -108,7 +114,7 @@ type build struct {
 
 // Counters implements [unwind.FrameSymbolizer].
 func (s *symbolizer) Counters() map[string]uint64 {
-	return map[string]uint64{
+	out := map[string]uint64{
 		"files_opened":          s.opened.Load(),   // and their symbols found
 		"files_donated":         s.donated.Load(),  // of them, through another process, because the own was gone
 		"files_gone":            s.gone.Load(),     // no longer to be found
@@ -123,14 +129,20 @@ func (s *symbolizer) Counters() map[string]uint64 {
 		"perf_maps_read":        s.perf.read.Load(),   // lists of code that a runtime made
 		"perf_maps_failed":      s.perf.failed.Load(), // that could not be read, or were written by somebody else
 		"perf_maps_over_budget": s.perf.over.Load(),
-		"perf_map_frames":       s.perf.named.Load(),     // named by them
-		"lines_found":           s.liner.found.Load(),    // places of which DWARF, or a separate debug file, said more
-		"lines_absent":          s.liner.absent.Load(),   // of which it said nothing
-		"lines_dropped":         s.liner.dropped.Load(),  // not asked for, because too many wait
-		"line_reads_separate":   s.liner.separate.Load(), // readings of a debug file of its own
-		"line_reads_failed":     s.liner.failed.Load(),   // that ended early: nonsense in the file, or larger than the limits
-		"line_reads_slow":       s.liner.slow.Load(),     // that did not end in time
+		"perf_map_frames":       s.perf.named.Load(),       // named by them
+		"lines_found":           s.liner.found.Load(),      // places of which DWARF, or a separate debug file, said more
+		"lines_absent":          s.liner.absent.Load(),     // of which it said nothing
+		"lines_dropped":         s.liner.dropped.Load(),    // not asked for, because too many wait
+		"line_reads_separate":   s.liner.separate.Load(),   // readings of a debug file of its own
+		"line_reads_failed":     s.liner.failed.Load(),     // that ended early: nonsense in the file, or larger than the limits
+		"line_reads_slow":       s.liner.slow.Load(),       // that did not end in time
+		"spaces_failed":         s.spaceErrors.Load(),      // the kernel side could not be told where a process's mappings are
+		"generations_failed":    s.generationErrors.Load(), // or that time has passed
 	}
+	if s.tables != nil {
+		s.tables.stats.counters(out)
+	}
+	return out
 }
 
 // Attach implements [unwind.FrameSymbolizer].
@@ -152,6 +164,11 @@ func (s *symbolizer) WindowEnd() {
 	s.loader.windowEnd()
 	s.liner.windowEnd()
 	clear(s.learned)
+	if s.tables != nil {
+		if err := s.tables.nextGeneration(); err != nil {
+			s.generationErrors.Add(1)
+		}
+	}
 }
 
 // attachment is what is known of one process.
@@ -164,6 +181,8 @@ type attachment struct {
 	adopted  bool
 	perf     perfMap
 	detached bool
+	// spaceless is true when the kernel side was not told of the mappings, for lack of room.
+	spaceless bool
 }
 
 // fileKey tells the files of one process apart.
@@ -177,11 +196,11 @@ type fileKey struct {
 type file struct {
 	mapping *process.Mapping
 	object  weak.Pointer[symbol.Object]
-	load    *load  // not finished yet
-	notELF  bool   // executable all the same: code that was made at run time
-	used    uint64 // last window in which the symbols were used, plus 1
-	retry   uint64 // window before which it is not tried again
-	missed  bool   // frames were named without its symbols
+	load    *load[*symbol.Object] // not finished yet
+	notELF  bool                  // executable all the same: code that was made at run time
+	used    uint64                // last window in which the symbols were used, plus 1
+	retry   uint64                // window before which it is not tried again
+	missed  bool                  // frames were named without its symbols
 }
 
 // base is where a file lies in memory, as the kernel saw it: address − bias is an offset in the file with that build id.
@@ -205,10 +224,29 @@ func (a *attachment) Detach() {
 	delete(a.s.attachments, a.p)
 	a.s.perf.bytes -= a.perf.bytes()
 	a.perf.codes, a.detached = nil, true
+	if a.s.tables != nil {
+		a.s.tables.retire(a.p.ID())
+	}
+}
+
+// Mapped implements [unwind.Attachment].
+func (a *attachment) Mapped(atExec bool) {
+	if a.s.tables == nil || a.p.Gone() {
+		return
+	}
+	value, done := a.s.tables.publish(a.p.ID(), a.p.Scope(), a.p.Maps(), atExec)
+	defer done()
+	a.spaceless = value == 0 && len(a.p.Maps().Code()) > 0
+	if err := a.s.env.SetSpace(a.p.ID(), value); err != nil {
+		a.s.spaceErrors.Add(1)
+	}
 }
 
 // WindowEnd implements [unwind.Attachment].
 func (a *attachment) WindowEnd() (better bool) {
+	if a.spaceless {
+		a.Mapped(false)
+	}
 	for _, f := range a.files {
 		if f.missed && !f.notELF && a.object(f) != nil {
 			f.missed, better = false, true
@@ -365,11 +403,11 @@ func (a *attachment) object(f *file) *symbol.Object {
 	l := f.load
 	f.load = nil
 	if l == nil {
-		l = a.begin(f, a.open(f.mapping))
+		l = a.begin(a.open(f.mapping))
 	}
 	if l != nil && l.ended() && l.err != nil && !l.donor && mayBeElsewhere(l.err) {
 		if donors := a.donors(f.mapping); len(donors) > 0 {
-			if d := a.begin(f, a.openElsewhere(f.mapping, donors)); d != nil && !(d.ended() && d.err != nil) {
+			if d := a.begin(a.openElsewhere(f.mapping, donors)); d != nil && !(d.ended() && d.err != nil) {
 				l = d
 			}
 		}
@@ -389,16 +427,16 @@ func (a *attachment) object(f *file) *symbol.Object {
 	if l.donor {
 		a.s.donated.Add(1)
 	}
-	f.object = weak.Make(l.object)
-	a.s.hold(f, l.object)
-	a.s.register(a.p.Scope(), l.object, f.mapping.Path)
-	return l.object
+	f.object = weak.Make(l.found)
+	a.s.hold(f, l.found)
+	a.s.register(a.p.Scope(), l.found, f.mapping.Path)
+	return l.found
 }
 
 // begin starts to read a file and gives it a moment.
-func (a *attachment) begin(f *file, open opener) *load {
-	l := a.s.loader.start(a.p.Scope(), open)
-	if l == nil || !a.s.loader.wait(l) {
+func (a *attachment) begin(open opener) *load[*symbol.Object] {
+	l := start(a.s.loader, a.p.Scope(), open, a.s.env.Cache.Load)
+	if l == nil || !a.s.loader.wait(&l.pending) {
 		a.s.slow.Add(1)
 	}
 	return l
@@ -613,12 +651,12 @@ func (s *symbolizer) learn(p *process.Process) {
 			}
 			left--
 			s.searched.Add(1)
-			l := s.loader.start(p.Scope(), func() (*os.File, bool, error) {
+			l := start(s.loader, p.Scope(), func() (*os.File, bool, error) {
 				f, err := s.env.Reader.Open(uint32(pid), &m)
 				return f, true, err
-			})
-			if l != nil && s.loader.wait(l) && l.err == nil {
-				s.register(p.Scope(), l.object, m.Path)
+			}, s.env.Cache.Load)
+			if l != nil && s.loader.wait(&l.pending) && l.err == nil {
+				s.register(p.Scope(), l.found, m.Path)
 			}
 		}
 	}

@@ -1,0 +1,149 @@
+//go:build root
+
+package unwind_test
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"sort"
+	"strings"
+	"testing"
+)
+
+// truth is what a function of testdata/truth.cc does: its stacks from main on, outermost first. A * is one frame of the C
+// library, which has no name where the library is stripped; ** is any number of frames, one at least.
+type truth struct {
+	function string
+	below    string // what is below the function; "": main
+	above    string
+}
+
+var truths = []truth{
+	{"s_recursion", "", strings.Repeat("recurse;", 41) + "leaf"},
+	{"s_tail", "", "leaf"}, // the two in between have made way
+	{"s_alloca", "", "on_alloca;leaf"},
+	{"s_realigned", "", "realigned;leaf"},
+	{"s_signal", "", "interrupted;*;handler;leaf"},
+	{"s_altstack", "", "interrupted;*;handler;leaf"},
+	{"s_fault", "", "faults_at_once;*;on_fault;leaf"},
+	{"s_vfork", "", "in_child;leaf"},
+	{"s_fork", "", "in_child;leaf"},
+	{"in_thread", "*;*", "leaf"},
+	{"in_coroutine", "*", "leaf"},
+	{"s_exception", "", "guarded(.cold)?;Guard::~Guard;leaf"},
+	{"s_qsort", "", "*;**;compare"},
+	{"s_memcpy", "", "**"},
+	{"s_write", "", "**"},
+}
+
+// pattern makes a regular expression of a truth. root is what is below main.
+func (c truth) pattern(root string) *regexp.Regexp {
+	below := c.below
+	if below == "" {
+		below = root + ";main"
+	}
+	s := below + ";" + c.function + ";" + c.above
+	s = strings.NewReplacer(";**", "(;[^[]+)?;?", "*", "[^;[]+", ".cold", `\.cold`).Replace(s)
+	return regexp.MustCompile("^" + s + "$")
+}
+
+// Code without frame pointers: whole stacks, exactly as they are, in each way in which a stack can be odd.
+func TestStacksWithoutFramePointers(t *testing.T) {
+	for _, c := range []struct {
+		name, root string
+		flags      []string
+	}{
+		{"PIE", "_start;*;*", []string{"-pie", "-fPIE"}},
+		{"static PIE", "_start;*;*", []string{"-static-pie", "-fPIE"}},
+		{"O3, fixed address", "_start;*;*", []string{"-no-pie", "-O3"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			file := buildTruth(t, c.flags...)
+			l := sample(t, exec.Command(file, "500"))
+			if l.lost != 0 {
+				t.Errorf("%d samples without a stack", l.lost)
+			}
+			for _, x := range truths {
+				want := x.pattern(strings.ReplaceAll(c.root, "*", "[^;[]+"))
+				total, right := uint64(0), uint64(0)
+				var wrong []string
+				for stack, n := range l.stacks {
+					// Only samples in what the function is there for: those of its own instructions have shorter stacks.
+					if !strings.Contains(";"+stack+";", ";"+x.function+";") || !strings.HasSuffix(stack, last(x.above)) {
+						continue
+					}
+					if total += n; want.MatchString(stack) {
+						right += n
+					} else {
+						wrong = append(wrong, fmt.Sprintf("%4d %s", n, stack))
+					}
+				}
+				if total < 5 || float64(right) < 0.99*float64(total) {
+					sort.Strings(wrong)
+					t.Errorf("%s: %d of %d stacks are %s; others:\n%s", x.function, right, total, want, strings.Join(wrong, "\n"))
+				}
+			}
+			// Deeper than what is kept: the frames next to the leaf, and a mark.
+			for stack, n := range l.stacks {
+				if strings.HasSuffix(stack, ";endless;leaf") && stack != "[truncated];"+strings.Repeat("endless;", 254)+"leaf" {
+					t.Errorf("%4d deep stacks are %s", n, stack)
+				}
+			}
+			bad := l.outcomes["chain_ended"] + l.outcomes["no_rows"] + l.outcomes["fault"]
+			t.Logf("%d samples, %d not whole: %v, %v", l.samples, bad, l.outcomes, l.events)
+			if l.outcomes["too_deep"] == 0 || float64(bad) > 0.01*float64(l.samples) {
+				t.Errorf("outcomes %v, events %v", l.outcomes, l.events)
+			}
+			for stack, n := range l.stacks {
+				if strings.HasPrefix(stack, "[truncated]") && !strings.Contains(stack, "endless") {
+					t.Logf("%4d %s", n, stack)
+				}
+			}
+		})
+	}
+}
+
+// last returns the end of a pattern that every stack of it has, as far as that is a name.
+func last(pattern string) string {
+	if i := strings.LastIndexByte(pattern, ';'); i >= 0 {
+		pattern = pattern[i+1:]
+	}
+	if strings.Contains(pattern, "*") {
+		return ""
+	}
+	return pattern
+}
+
+// A stripped file has no names, but still its call frame information: as many frames, to the root.
+func TestStackOfAStrippedProgram(t *testing.T) {
+	file := buildTruth(t, "-pie", "-fPIE", "-s")
+	l := sample(t, exec.Command(file, "200"))
+	deep := uint64(0)
+	for stack, n := range l.stacks {
+		// _start, two of the C library, main, s_recursion, 41 times recurse, leaf
+		if strings.Count(stack, ";") == 46 && strings.Count(stack, "truth!0x") == 45 {
+			deep += n
+		}
+	}
+	bad := l.outcomes["chain_ended"] + l.outcomes["no_rows"] + l.outcomes["fault"]
+	t.Logf("%d samples, %d of the recursion, %d not whole", l.samples, deep, bad)
+	if deep < 5 || float64(bad) > 0.02*float64(l.samples) {
+		t.Errorf("outcomes %v, events %v", l.outcomes, l.events)
+	}
+}
+
+func buildTruth(t *testing.T, flags ...string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "truth")
+	args := append([]string{"-Wall", "-O2", "-fomit-frame-pointer", "-pthread", "-o", out, filepath.Join("testdata", "truth.cc")}, flags...)
+	if msg, err := exec.Command("g++", args...).CombinedOutput(); err != nil {
+		t.Fatalf("g++ %s: %v (it needs g++ and libc6-dev)\n%s", strings.Join(args, " "), err, msg)
+	}
+	if err := os.Chmod(out, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
