@@ -1,6 +1,7 @@
 // Package workload builds programs of known truth: what share of CPU time is spent in which function, and by which calls,
 // is fixed by their source. The end-to-end tests, the demo and the benchmark put them into containers and compare what
-// stoker says with it. All have frame pointers and, but for Swap, no libraries, so that an image needs nothing but them.
+// stoker says with it. All but those that say so have frame pointers, and all but Swap and Calls no libraries, so that an image
+// needs nothing but them.
 package workload
 
 import (
@@ -17,21 +18,24 @@ import (
 
 // Programs. What each does is said at the top of its source.
 const (
-	SharesC   = "shares-c"   // leaf_sixty, leaf_thirty, leaf_ten
-	SharesPIE = "shares-pie" // the same at an address that differs with each start
-	SharesCXX = "shares-cxx" // the same in C++, with names that need demangling
-	SharesGo  = "shares-go"  // the same in Go, one function inlined
-	Idle      = "idle"       // sleeps
-	Burn      = "burn"       // burn MILLISECONDS [NUMBER]
-	Spawn     = "spawn"      // spawn COUNT PARALLEL PROGRAM [ARGUMENT…]
-	Kernel    = "kernel"     // time in system calls
-	Deep      = "deep"       // deep FRAMES
-	Shop      = "shop"       // for the demo: a Go service, half a CPU
-	Render    = "render"     // for the demo: a C++ renderer, one CPU
-	Backup    = "backup"     // for the demo: a C program that also waits for the kernel, a fifth of a CPU
-	Swap      = "swap"       // swap SECONDS: dlopen, dlclose at one address; Files adds its libraries
-	libRed    = "libred.so"
-	libBlue   = "libblue.so"
+	SharesC    = "shares-c"    // leaf_sixty, leaf_thirty, leaf_ten
+	SharesPIE  = "shares-pie"  // the same at an address that differs with each start
+	SharesCXX  = "shares-cxx"  // the same in C++, with names that need demangling
+	SharesGo   = "shares-go"   // the same in Go, one function inlined
+	SharesOmit = "shares-omit" // SharesC as distributions build: -O2, without frame pointers
+	Calls      = "calls"       // without frame pointers, with the C library of this machine in the middle of its stacks
+	DeepOmit   = "deep-omit"   // Deep without frame pointers
+	Idle       = "idle"        // sleeps
+	Burn       = "burn"        // burn MILLISECONDS [NUMBER]
+	Spawn      = "spawn"       // spawn COUNT PARALLEL PROGRAM [ARGUMENT…]
+	Kernel     = "kernel"      // time in system calls
+	Deep       = "deep"        // deep FRAMES
+	Shop       = "shop"        // for the demo: a Go service, half a CPU
+	Render     = "render"      // for the demo: a C++ renderer, one CPU
+	Backup     = "backup"      // for the demo: a C program that also waits for the kernel, a fifth of a CPU
+	Swap       = "swap"        // swap SECONDS: dlopen, dlclose at one address; Files adds its libraries
+	libRed     = "libred.so"
+	libBlue    = "libblue.so"
 )
 
 //go:embed src
@@ -41,21 +45,27 @@ var sources embed.FS
 var cflags = []string{"-g", "-O1", "-Wall", "-Werror", "-fno-omit-frame-pointer",
 	"-fno-optimize-sibling-calls", "-fno-inline-functions-called-once"}
 
+// omit builds as distributions do.
+var omit = []string{"-g0", "-O2", "-fomit-frame-pointer", "-DNO_FRAMES"}
+
 // how says, for each program, which compiler with which arguments makes it, run in the directory of the sources.
 var how = map[string][]string{
-	SharesC:   {"gcc", "-static", "shares.c"},
-	SharesPIE: {"gcc", "-static-pie", "-fPIE", "shares.c"},
-	SharesCXX: {"g++", "-static", "shares.cc"},
-	Idle:      {"gcc", "-static", "idle.c"},
-	Burn:      {"gcc", "-static", "burn.c"},
-	Spawn:     {"gcc", "-static", "spawn.c"},
-	Kernel:    {"gcc", "-static", "kernel.c"},
-	Deep:      {"gcc", "-static", "deep.c"},
-	Backup:    {"gcc", "-static", "-O2", "backup.c"},
-	Render:    {"g++", "-static", "-O2", "render.cc"},
-	Swap:      {"gcc", "swap.c"},
-	libRed:    {"gcc", "-shared", "-fPIC", "-DNAME=plugin_red_work", "-Wl,-soname,plugin", "plugin.c"},
-	libBlue:   {"gcc", "-shared", "-fPIC", "-DNAME=plugin_blue_work", "-Wl,-soname,plugin", "plugin.c"},
+	SharesC:    {"gcc", "-static", "shares.c"},
+	SharesPIE:  {"gcc", "-static-pie", "-fPIE", "shares.c"},
+	SharesCXX:  {"g++", "-static", "shares.cc"},
+	SharesOmit: append([]string{"gcc", "-static", "shares.c"}, omit...),
+	Calls:      append([]string{"gcc", "calls.c"}, omit...),
+	DeepOmit:   append([]string{"gcc", "-static", "deep.c"}, omit...),
+	Idle:       {"gcc", "-static", "idle.c"},
+	Burn:       {"gcc", "-static", "burn.c"},
+	Spawn:      {"gcc", "-static", "spawn.c"},
+	Kernel:     {"gcc", "-static", "kernel.c"},
+	Deep:       {"gcc", "-static", "deep.c"},
+	Backup:     {"gcc", "-static", "-O2", "backup.c"},
+	Render:     {"g++", "-static", "-O2", "render.cc"},
+	Swap:       {"gcc", "swap.c"},
+	libRed:     {"gcc", "-shared", "-fPIC", "-DNAME=plugin_red_work", "-Wl,-soname,plugin", "plugin.c"},
+	libBlue:    {"gcc", "-shared", "-fPIC", "-DNAME=plugin_blue_work", "-Wl,-soname,plugin", "plugin.c"},
 }
 
 // goPackages are the programs in Go: the folder beside this file.
@@ -133,7 +143,14 @@ func (b *Builder) Files(names ...string) (map[string]string, error) {
 		}
 		files["/"+n] = path
 		if n == Swap {
-			if err := b.swapFiles(files); err != nil {
+			for name, out := range map[string]string{libRed: "/lib/libred.so", libBlue: "/lib/libblue.so"} {
+				if files[out], err = b.Build(name); err != nil {
+					return nil, err
+				}
+			}
+		}
+		if n == Swap || n == Calls {
+			if err := libraries(files); err != nil {
 				return nil, err
 			}
 		}
@@ -141,15 +158,8 @@ func (b *Builder) Files(names ...string) (map[string]string, error) {
 	return files, nil
 }
 
-// swapFiles adds what Swap needs besides itself: its two plugins, the C library and the dynamic linker of this machine.
-func (b *Builder) swapFiles(files map[string]string) error {
-	for name, out := range map[string]string{libRed: "/lib/libred.so", libBlue: "/lib/libblue.so"} {
-		path, err := b.Build(name)
-		if err != nil {
-			return err
-		}
-		files[out] = path
-	}
+// libraries adds the C library and the dynamic linker of this machine.
+func libraries(files map[string]string) error {
 	for _, lib := range []string{"libc.so.6", "ld-linux-x86-64.so.2"} {
 		path, err := exec.Command("gcc", "-print-file-name="+lib).Output()
 		if err != nil {

@@ -4,7 +4,11 @@
 
 /* Makes the function it stands in set up a frame: gcc leaves it out of a leaf that needs no stack, whatever
  * -fno-omit-frame-pointer says, and the caller would be missing from the known stack. */
+#ifdef NO_FRAMES /* a program that is meant to have none */
+#define FRAME()
+#else
 #define FRAME() __asm__ volatile("" : : "r"(__builtin_frame_address(0)))
+#endif
 
 /* spin runs a chain of dependent multiplications: a few cycles per turn whatever the code around it looks like, so that the
  * shares of CPU time are the ratios of the counts. always_inline: the time belongs to the function it stands in. */
