@@ -110,8 +110,14 @@ func (p *pipeline) run() {
 	for f := range p.queue {
 		f()
 	}
+	p.registry.Settle()
 	ready := p.held
 	p.held = nil
+	for _, cw := range ready {
+		if rec, ok := p.registry.Lookup(cw.record.ScopeID); ok {
+			cw.record = rec
+		}
+	}
 	p.emit(ready)
 }
 

@@ -498,6 +498,20 @@ func (r *Registry) age() {
 	}
 }
 
+// Settle judges the containers that nobody has described by what is known about them, as if they had waited for long enough. It is
+// for the end: the last samples of what the rules exclude are nobody's.
+func (r *Registry) Settle() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for rec := range r.records {
+		if !rec.described && rec.c.CgroupID != 0 {
+			rec.described = true
+			r.stats.undescribed++
+			r.decide(rec)
+		}
+	}
+}
+
 // SetTargets decides anew about all containers. A container whose frequency changes gets a new scope.
 func (r *Registry) SetTargets(rules []Rule, policy LabelPolicy) {
 	r.mu.Lock()

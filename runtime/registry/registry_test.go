@@ -287,6 +287,23 @@ func TestNobodyDescribesIt(t *testing.T) {
 	}
 }
 
+func TestAtTheEndRulesJudgeWhatNobodyHasDescribed(t *testing.T) {
+	b := newBench(t, Config{Targets: []Rule{{Name: "web"}, {Exclude: true}}})
+	b.say("cgroup", container.Upsert, container.Container{ID: "web", CgroupID: 1}, inferred)
+	b.say("cgroup", container.Upsert, container.Container{ID: "else", CgroupID: 2}, inferred)
+	b.say("docker", container.Upsert, container.Container{ID: "waits"}, partial)
+	b.wantScopes(1, 2)
+	scope := b.k.id(2)
+	b.Settle()
+	b.wantScopes(1)
+	if rec, ok := b.Lookup(scope); !ok || rec.Profiled() || rec.Reason != "rule 2 of targets excludes everything" {
+		t.Errorf("record %+v, %t", rec, ok)
+	}
+	if rec, ok := b.Lookup(b.k.id(1)); !ok || !rec.Profiled() || !rec.Described || b.Stats().Undescribed != 2 {
+		t.Errorf("record %+v, %t, stats %+v", rec, ok, b.Stats())
+	}
+}
+
 func TestWhatWasInferredDoesNotOutrankWhatWasTold(t *testing.T) {
 	b := newBench(t, Config{})
 	b.say("containerd", container.Upsert, container.Container{ID: id64, Name: "web", Runtime: "docker", CgroupID: 1})

@@ -112,3 +112,17 @@ func TestSelectionChangesWhileContainersRun(t *testing.T) {
 		t.Errorf("slow has %s in profiles and was charged %s", total, charged)
 	}
 }
+
+// A container that nobody has described yet is sampled, for it may be wanted. When the agent ends before anybody could, the rules judge it
+// by what is known.
+func TestWhatNobodyDescribedIsJudgedAtTheEnd(t *testing.T) {
+	a := startAgent(t, options{socket: "off", window: 10 * time.Second, targets: "[{label: {nobody: has}}, {exclude: true}]"})
+	b := start(t, spec{args: []string{"/" + workload.Burn, "0", "1"}, docker: true})
+	a.becomes(t, b.id, "a container that only its cgroup tells of is in scope", func(c web.Container) bool { return c.State == "provisional" })
+	used := cpuUsage(t, b.c.CgroupPath())
+	b.used(t, used+500*time.Millisecond)
+	a.stop(t)
+	if p := a.profiles(t, ""); len(p) > 0 {
+		t.Errorf("%d profiles of what the rules exclude:\n%s", len(p), look(t, p))
+	}
+}
