@@ -7,6 +7,7 @@ import (
 
 	"github.com/containerd/nri/pkg/api"
 
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
 )
 
@@ -60,10 +61,16 @@ func podOf(p *api.PodSandbox) container.Pod {
 	return container.Pod{Name: p.GetName(), Namespace: p.GetNamespace(), UID: p.GetUid(), Labels: known(p.GetLabels()), Annotations: known(p.GetAnnotations())}
 }
 
-// locate asks the kernel which cgroup a container's first process is in.
+// locate asks the kernel which cgroup a container's first process is in. Where the runtime does not say which process that is (CRI-O
+// did not as late as 2025), it asks for the cgroup that the runtime says it is to be in, which exists when the process does.
 func (s *session) locate(c *container.Container, cgroupsPath string) {
 	if c.PID == 0 {
-		return // it has none yet
+		if path, ok := cgroupfs.SpecPath(cgroupsPath); ok {
+			if id, err := s.p.h.ID(path); err == nil {
+				c.CgroupPath, c.CgroupID = path, id
+			}
+		}
+		return
 	}
 	path, err := s.p.h.OfContainer(c.PID, c.ID, cgroupsPath)
 	if err == nil {

@@ -256,6 +256,25 @@ func TestTellsWhatExistsAndWhatStartsAndStops(t *testing.T) {
 	}
 }
 
+// CRI-O tells no pids; its containers' cgroups are made before it says that they start.
+func TestWithoutAPidTheCgroupIsWhereTheRuntimeSaysIt(t *testing.T) {
+	b := newBench(t)
+	b.process(1, "/kubepods.slice/kubepods-podu.slice/crio-c1.scope")
+	r := b.runtime(nil, []*api.Container{{Id: "c0", State: api.ContainerState_CONTAINER_CREATED, Linux: &api.LinuxContainer{CgroupsPath: "kubepods-podu.slice:crio:c0"}}})
+	b.run()
+	b.connected(r)
+	r.start(nil, &api.Container{Id: "c1", Annotations: map[string]string{"io.kubernetes.cri-o.ImageName": "img"}, Linux: &api.LinuxContainer{CgroupsPath: "kubepods-podu.slice:crio:c1"}})
+	if c := b.all[1].Container; c.ID != "c0" || c.CgroupID != 0 || c.CgroupPath != "" {
+		t.Errorf("not started yet: %+v", c)
+	}
+	if c := b.all[3].Container; c.ID != "c1" || c.CgroupID == 0 || c.CgroupPath != "/kubepods.slice/kubepods-podu.slice/crio-c1.scope" || c.Image != "img" {
+		t.Errorf("started: %+v", c)
+	}
+	if n := b.p.Counts()["cgroup_not_found"]; n != 0 {
+		t.Errorf("%d cgroups not found", n)
+	}
+}
+
 func TestASocketThatIsAbsentIsNoErrorAndFoundLater(t *testing.T) {
 	b := newBench(t)
 	b.run()

@@ -1,8 +1,12 @@
 package cgroupfs
 
 import (
+	"path/filepath"
 	"strings"
 )
+
+// maxPath is the longest path that the kernel takes, in bytes.
+const maxPath = 4096
 
 // Kind is what a cgroup's name says it holds.
 type Kind uint8
@@ -44,7 +48,7 @@ func (n Name) Named() bool {
 // here; see Scanner. What ctr runs in a namespace of a user's own choice, under a free name, cannot be told from a service
 // and is not recognised: containerd's API knows it.
 func ParsePath(path string) (n Name, ok bool) {
-	if !strings.HasPrefix(path, "/") || len(path) > 4096 {
+	if !strings.HasPrefix(path, "/") || len(path) > maxPath {
 		return Name{}, false
 	}
 	parts := strings.Split(path[1:], "/")
@@ -70,6 +74,45 @@ func ParsePath(path string) (n Name, ok bool) {
 		}
 	}
 	return service, service.Kind != 0
+}
+
+// SpecPath is the cgroup that an OCI spec's cgroupsPath asks for, as a path below the root of the hierarchy: a clean absolute path as
+// it is, or slice:prefix:id as a runtime with the systemd driver makes it of that (opencontainers/runc, libcontainer/cgroups/systemd):
+// a-b.slice:crio:ID is /a.slice/a-b.slice/crio-ID.scope. ok is false for what is neither. Whether the runtime has made it is the
+// kernel's to say.
+func SpecPath(cgroupsPath string) (p string, ok bool) {
+	if strings.HasPrefix(cgroupsPath, "/") {
+		return cgroupsPath, filepath.Clean(cgroupsPath) == cgroupsPath && len(cgroupsPath) <= maxPath
+	}
+	fields := strings.Split(cgroupsPath, ":")
+	if len(fields) != 3 || fields[2] == "" || strings.Contains(cgroupsPath, "/") || len(cgroupsPath) > maxPath {
+		return "", false
+	}
+	slice, prefix, id := fields[0], fields[1], fields[2]
+	if slice == "" {
+		slice = "system.slice"
+	}
+	name, ok := strings.CutSuffix(slice, ".slice")
+	if !ok {
+		return "", false
+	}
+	p = "/"
+	if name != "-" { // the root slice
+		above := ""
+		for part := range strings.SplitSeq(name, "-") {
+			if part == "" {
+				return "", false
+			}
+			above += part
+			p = filepath.Join(p, above+".slice")
+			above += "-"
+		}
+	}
+	unit := id + ".scope"
+	if prefix != "" {
+		unit = prefix + "-" + unit
+	}
+	return filepath.Join(p, unit), true
 }
 
 // helper reports whether a cgroup holds a runtime's own process.

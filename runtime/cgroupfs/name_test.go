@@ -1,6 +1,7 @@
 package cgroupfs
 
 import (
+	"path/filepath"
 	"strings"
 	"testing"
 )
@@ -21,6 +22,36 @@ const (
 	burstable  = "/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + uidUnit + ".slice"
 	session    = "/user.slice/user-1000.slice/user@1000.service"
 )
+
+func TestSpecPathIsWhereARuntimePutsAContainer(t *testing.T) {
+	for in, want := range map[string]string{
+		"/default/c1": "/default/c1",
+		"/kubepods/besteffort/pod" + uid + "/crio-" + id64:                   "/kubepods/besteffort/pod" + uid + "/crio-" + id64,
+		"kubepods-besteffort-pod" + uidUnit + ".slice:crio:" + id64:          besteffort + "/crio-" + id64 + ".scope",
+		"kubepods-burstable-pod" + uidUnit + ".slice:cri-containerd:" + id64: burstable + "/cri-containerd-" + id64 + ".scope",
+		"system.slice:docker:" + id64:                                        "/system.slice/docker-" + id64 + ".scope",
+		":docker:" + id64:                                                    "/system.slice/docker-" + id64 + ".scope",
+		"-.slice:crio:x":                                                     "/crio-x.scope",
+		"machine.slice::x":                                                   "/machine.slice/x.scope",
+		"":                                                                   "", "relative": "", "/a/../b": "", "/a/": "", "a:b": "", "a.slice:b:": "", "a:b:c": "", "a--b.slice:c:d": "", "-a.slice:c:d": "", "a.slice:b:c:d": "",
+		"a.slice:../../etc:c": "", "../a.slice:b:c": "", "/" + strings.Repeat("a", 5000): "", strings.Repeat("a", 5000) + ".slice:b:c": "",
+	} {
+		if got, ok := SpecPath(in); ok != (want != "") || ok && got != want {
+			t.Errorf("SpecPath(%.100q) = %.200q, %t, want %q", in, got, ok, want)
+		}
+	}
+}
+
+func FuzzSpecPath(f *testing.F) {
+	for _, s := range []string{"/a", "a-b.slice:c:d", ":x:y", "-.slice:a:b", "...slice:..:.."} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, ok := SpecPath(s); ok && (!strings.HasPrefix(p, "/") || filepath.Clean(p) != p) {
+			t.Errorf("SpecPath(%q) = %q", s, p)
+		}
+	})
+}
 
 // named has one row per form in which an engine names a container's cgroup, with each driver.
 var named = []struct {

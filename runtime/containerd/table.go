@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
 	"github.com/stoker-profiler/stoker/runtime/internal/follow"
 )
@@ -162,7 +163,8 @@ func (t *table) alive(e *entry) bool {
 func (t *table) locate(e *entry, r *run) {
 	path, err := t.h.OfContainer(r.pid, e.d.c.ID, e.d.cgroupsPath)
 	if err != nil { // the process has ended already; its cgroup may be there still
-		if path = e.d.cgroupsPath; !strings.HasPrefix(path, "/") {
+		var ok bool
+		if path, ok = cgroupfs.SpecPath(e.d.cgroupsPath); !ok {
 			t.n.unlocated.Add(1)
 			return
 		}
