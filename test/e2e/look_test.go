@@ -53,7 +53,7 @@ func TestLooking(t *testing.T) {
 	})
 	t.Run("record", func(t *testing.T) {
 		for name, want := range map[string]string{
-			"r.html": "leaf_sixty", "r.svg": "leaf_sixty", "r.folded": "main;cycle;alpha;leaf_sixty ", "r.json": "leaf_sixty", "-": "leaf_sixty",
+			"r.html": "leaf_sixty", "r.svg": "leaf_sixty", "r.folded": "main;cycle;alpha;leaf_sixty", "r.json": "leaf_sixty", "-": "leaf_sixty",
 		} {
 			path := filepath.Join(dir, name)
 			if name == "-" {
@@ -90,7 +90,7 @@ func TestLooking(t *testing.T) {
 			}
 		}
 		// Two files are merged; -top says what the merged profile is about.
-		out, err := exec.Command("go", "tool", "pprof", "-top", "-nodecount=3", one, two).CombinedOutput()
+		out, err := exec.Command("go", "tool", "pprof", "-top", "-cum", "-nodecount=15", one, two).CombinedOutput()
 		if err != nil {
 			t.Fatalf("go tool pprof: %v: %s", err, out)
 		}
@@ -128,7 +128,7 @@ func TestLooking(t *testing.T) {
 		if code != 0 {
 			t.Fatalf("exit code %d: %s", code, errs)
 		}
-		if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), "main;cycle;alpha;leaf_sixty ") {
+		if text, err := os.ReadFile(path); err != nil || !strings.Contains(string(text), "main;cycle;alpha;leaf_sixty") {
 			t.Errorf("%v, %.2000s", err, text)
 		}
 		if out, errs, code := a.command(t, "query", "--last", "1h", "-l", "service_name=somebody-else", "-o", "-"); code == 0 {
