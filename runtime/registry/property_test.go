@@ -506,30 +506,40 @@ func describe(e container.Event) string {
 // scope and nothing else is, no scope is ever another container's, and nothing is left at the end.
 func TestModel(t *testing.T) {
 	for seed := *modelFirst; seed < *modelFirst+*modelSeeds; seed++ {
-		h := newHistory(rand.New(rand.NewPCG(seed, 11)))
-		wrong, order := h.check(seed)
-		if wrong == nil {
-			continue
-		}
-		for again := true; again; { // leave out what is not needed
-			again = false
-			for i := range h.steps {
-				less := h
-				less.steps = slices.Delete(slices.Clone(h.steps), i, i+1)
-				for try := range uint64(20) {
-					if bad, o := less.check(seed + try*1000003); bad != nil {
-						h, wrong, order, again = less, bad, o, true
-						break
-					}
-				}
-				if again {
-					break
-				}
+		tryModel(t, seed)
+	}
+}
+
+func FuzzModel(f *testing.F) {
+	for seed := range uint64(8) {
+		f.Add(seed)
+	}
+	f.Fuzz(tryModel)
+}
+
+// tryModel plays the history of a seed. If it fails, it leaves out what is not needed for that, and shows the rest.
+func tryModel(t *testing.T, seed uint64) {
+	h := newHistory(rand.New(rand.NewPCG(seed, 11)))
+	wrong, order := h.check(seed)
+	if wrong == nil {
+		return
+	}
+	for i := 0; i < len(h.steps); {
+		less := h
+		less.steps = slices.Delete(slices.Clone(h.steps), i, i+1)
+		needed := true
+		for try := range uint64(20) {
+			if bad, o := less.check(seed + try*1000003); bad != nil {
+				h, wrong, order, needed = less, bad, o, false
+				break
 			}
 		}
-		t.Fatalf("seed %d:\n%s\n\ncontainers %s, steps %v, %q hangs after %d, forgetful %t; the words were\n%s", seed, strings.Join(wrong, "\n"),
-			kindsOf(h.boxes), h.steps, h.hung, h.hungAfter, h.forgetful, list(order))
+		if i++; !needed {
+			i = 0
+		}
 	}
+	t.Fatalf("seed %d:\n%s\n\ncontainers %s, steps %v, %q hangs after %d, forgetful %t; the words were\n%s", seed, strings.Join(wrong, "\n"),
+		kindsOf(h.boxes), h.steps, h.hung, h.hungAfter, h.forgetful, list(order))
 }
 
 func kindsOf(kinds []*kind) (out []string) {
