@@ -37,23 +37,27 @@ const (
 
 func main() {
 	agent := flag.String("agent", "bin/stoker", "the built program")
+	hook := flag.String("hook", "bin/stoker-hook", "the built OCI hook")
 	seconds := flag.Int("seconds", 10, "how long each measurement takes")
 	frequencies := flag.String("frequencies", "97,997", "Hz, comma separated: at the low rate caches are cold; none: do not measure sampling")
 	starts := flag.Int("starts", 100, "starts of containers to measure each way; 0: none")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *agent, time.Duration(*seconds)*time.Second, *frequencies, *starts); err != nil {
+	if err := run(ctx, *agent, *hook, time.Duration(*seconds)*time.Second, *frequencies, *starts); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, agent string, length time.Duration, frequencies string, starts int) (err error) {
+func run(ctx context.Context, agent, hook string, length time.Duration, frequencies string, starts int) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it loads BPF programs and runs containers, so it needs root: sudo -E make bench")
 	}
 	if agent, err = filepath.Abs(agent); err != nil {
+		return err
+	}
+	if hook, err = filepath.Abs(hook); err != nil {
 		return err
 	}
 	dir, err := os.MkdirTemp("", "stoker-bench-")
@@ -61,7 +65,7 @@ func run(ctx context.Context, agent string, length time.Duration, frequencies st
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{agent: agent, dir: dir, length: length}
+	b := &bench{agent: agent, hook: hook, dir: dir, length: length}
 	if frequencies != "none" {
 		if err := b.sampling(ctx, frequencies); err != nil {
 			return err
@@ -121,10 +125,10 @@ func (b *bench) sampling(ctx context.Context, frequencies string) (err error) {
 
 // bench is what all measurements share.
 type bench struct {
-	agent, dir, deep string
-	daemon           *containerdtest.Daemon
-	length           time.Duration
-	n                int // makes container ids unique
+	agent, hook, dir, deep string
+	daemon                 *containerdtest.Daemon
+	length                 time.Duration
+	n                      int // makes container ids unique
 }
 
 // result is one frequency's numbers.

@@ -17,41 +17,58 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/stoker-profiler/stoker/hook/oci/wire"
 	"github.com/stoker-profiler/stoker/test/containerdtest"
 	"github.com/stoker-profiler/stoker/test/critest"
+	"github.com/stoker-profiler/stoker/test/workload"
 )
 
 // This file measures what it costs a container that stoker is in the way of its start. Each way of being there is a containerd of its
 // own, side by side under one agent; in each round every one of them starts one container, in an order that turns, so that
-// what else the machine does hits all alike. Compared is each round's start with that of the containerd that has nothing in its way.
+// what else the machine does hits all alike. Compared is each round's start with that of the containerd that has less in its way.
+// Then the agent is stopped, then ended, and the hook has nobody who answers. A container that does not start ends the benchmark.
 
 // way is one containerd whose containers are started.
 type way struct {
-	name string
-	// options are how its containerd is set up; runtimes is what the agent's configuration has below runtimes because of it.
-	options  critest.Options
-	runtimes func(*critest.Daemon) string
+	name    string
+	options critest.Options
+	nri     bool // the agent is its plugin
 
 	d   *critest.Daemon
 	pod *critest.Pod
-	// took is how long each round's start took: what the kubelet waits for.
+	// took is how long each round's start took: what a kubelet waits for.
 	took []time.Duration
-}
-
-// ways lists them; the first has nothing in its way and is what the others are compared with.
-func ways() []*way {
-	return []*way{
-		{name: "containerd's events"},
-		{name: "the same again"}, // how far apart two are that do the same
-		{name: "NRI", runtimes: func(d *critest.Daemon) string { return fmt.Sprintf("nri: {enabled: true, socket: %s}", d.NRISocket()) }},
-	}
 }
 
 // starts runs that many rounds.
 func (b *bench) starts(ctx context.Context, rounds int) (err error) {
-	all := ways()
+	programs, err := workload.New(b.dir)
+	if err != nil {
+		return err
+	}
+	empty, err := programs.Build(workload.Nothing)
+	if err != nil {
+		return err
+	}
+	socket := filepath.Join(b.dir, "hook.sock")
+	hooked := func(program string) critest.Options {
+		return critest.Options{BaseSpec: func(s *specs.Spec) {
+			within := 2 // seconds
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: program, Env: []string{wire.SocketVariable + "=" + socket}, Timeout: &within}}}
+		}}
+	}
+	nothing := &way{name: "containerd's events"}
+	again := &way{name: "the same again"} // how far apart two are that do the same
+	plugin := &way{name: "NRI", nri: true}
+	emptyHook := &way{name: "an empty static program as OCI hook", options: hooked(empty)}
+	hook := &way{name: "stoker-hook as OCI hook", options: hooked(b.hook)}
+	all := []*way{nothing, again, plugin, emptyHook, hook}
+
 	say("%d starts of containers in each of %d containerds", rounds, len(all))
-	var addresses, runtimes []string
+	var addresses []string
+	nri := ""
 	for i, w := range all {
 		home := filepath.Join(b.dir, fmt.Sprintf("cri-%d", i))
 		if err := os.Mkdir(home, 0o755); err != nil {
@@ -64,39 +81,62 @@ func (b *bench) starts(ctx context.Context, rounds int) (err error) {
 		if err := w.d.Image(containerdtest.Image{Ref: imageRef}); err != nil {
 			return err
 		}
+		if w.pod, err = w.d.RunPod(ctx, critest.PodSpec{Name: "bench"}); err != nil {
+			return err
+		}
 		addresses = append(addresses, w.d.Socket())
-		if w.runtimes != nil {
-			runtimes = append(runtimes, ", "+w.runtimes(w.d))
+		if w.nri {
+			nri = fmt.Sprintf(", nri: {enabled: true, socket: %s}", w.d.NRISocket())
 		}
 	}
-	a, err := b.startAgent(fmt.Sprintf("containerd: {address: [%s]}%s", strings.Join(addresses, ", "), strings.Join(runtimes, "")))
+	a, err := b.startAgent(fmt.Sprintf("containerd: {address: [%s]}, hook: {socket: %s}%s", strings.Join(addresses, ", "), socket, nri))
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, a.stop()) }()
-	for _, w := range all {
-		if w.pod, err = w.d.RunPod(ctx, critest.PodSpec{Name: "bench"}); err != nil {
-			return err
-		}
-	}
 	if err := a.connected(ctx); err != nil {
 		return err
 	}
+	if err := measureStarts(ctx, rounds, "the agent runs", all); err != nil {
+		return err
+	}
+	if err := a.printCases(ctx); err != nil {
+		return err
+	}
+	if err := a.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		return err
+	}
+	err = measureStarts(ctx, rounds, "the agent is stopped (SIGSTOP)", []*way{emptyHook, hook})
+	if err := errors.Join(err, a.cmd.Process.Signal(syscall.SIGCONT)); err != nil {
+		return err
+	}
+	if err := a.stop(); err != nil {
+		return err
+	}
+	return measureStarts(ctx, rounds, "there is no agent", []*way{emptyHook, hook})
+}
+
+// measureStarts runs rounds and prints how the ways compare with the first of them.
+func measureStarts(ctx context.Context, rounds int, when string, all []*way) error {
+	say("%d starts each, when %s", rounds, when)
 	const warm = 3
+	for _, w := range all {
+		w.took = nil
+	}
 	for round := range warm + rounds {
 		for i := range all {
 			w := all[(round+i)%len(all)]
 			took, err := w.start(ctx, round)
 			if err != nil {
-				return fmt.Errorf("%s: %w", w.name, err)
+				return fmt.Errorf("%s, when %s: %w", w.name, when, err)
 			}
 			if round >= warm {
 				w.took = append(w.took, took)
 			}
 		}
 	}
-	printStarts(all)
-	return a.printCases(ctx)
+	printStarts(when, all)
+	return nil
 }
 
 // start makes a container, measures its start and removes it.
@@ -111,9 +151,9 @@ func (w *way) start(ctx context.Context, round int) (time.Duration, error) {
 	return took, errors.Join(err, c.Remove(ctx))
 }
 
-func printStarts(all []*way) {
+func printStarts(when string, all []*way) {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
-	fmt.Printf("== starts of %d containers, by how stoker learns of them\n", len(all[0].took))
+	fmt.Printf("== starts of %d containers each, when %s\n", len(all[0].took), when)
 	fmt.Fprintln(w, "\tp50\tp99\tadded, paired: p50\tp99")
 	ms := func(d time.Duration) string { return fmt.Sprintf("%.2f ms", float64(d.Microseconds())/1e3) }
 	for _, x := range all {
@@ -216,6 +256,7 @@ func (a *agentProcess) printCases(ctx context.Context) error {
 	return nil
 }
 
+// stop ends the agent; again does nothing.
 func (a *agentProcess) stop() error {
 	a.cmd.Process.Signal(syscall.SIGTERM)
 	<-a.died

@@ -26,6 +26,7 @@ const (
 	Calls      = "calls"       // without frame pointers, with the C library of this machine in the middle of its stacks
 	DeepOmit   = "deep-omit"   // Deep without frame pointers
 	Idle       = "idle"        // sleeps
+	Nothing    = "nothing"     // ends at once
 	Burn       = "burn"        // burn MILLISECONDS [NUMBER]
 	Spawn      = "spawn"       // spawn COUNT PARALLEL PROGRAM [ARGUMENT…]
 	Kernel     = "kernel"      // time in system calls
@@ -57,6 +58,7 @@ var how = map[string][]string{
 	Calls:      append([]string{"gcc", "calls.c"}, omit...),
 	DeepOmit:   append([]string{"gcc", "-static", "deep.c"}, omit...),
 	Idle:       {"gcc", "-static", "idle.c"},
+	Nothing:    {"gcc", "-static", "nothing.c"},
 	Burn:       {"gcc", "-static", "burn.c"},
 	Spawn:      {"gcc", "-static", "spawn.c"},
 	Kernel:     {"gcc", "-static", "kernel.c"},
