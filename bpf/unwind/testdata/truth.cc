@@ -132,8 +132,17 @@ KEEP void handler(int)
 // The signal comes out of a system call made right here.
 KEEP void interrupted()
 {
+	long pid = getpid(), tid = syscall(SYS_gettid);
+#if defined(__x86_64__)
 	long r;
-	asm volatile("syscall" : "=a"(r) : "a"(SYS_tgkill), "D"(getpid()), "S"(syscall(SYS_gettid)), "d"(SIGUSR1) : "rcx", "r11", "memory");
+	asm volatile("syscall" : "=a"(r) : "a"(SYS_tgkill), "D"(pid), "S"(tid), "d"(SIGUSR1) : "rcx", "r11", "memory");
+#else
+	register long r asm("x0") = pid;
+	register long x1 asm("x1") = tid;
+	register long x2 asm("x2") = SIGUSR1;
+	register long x8 asm("x8") = SYS_tgkill;
+	asm volatile("svc #0" : "+r"(r) : "r"(x1), "r"(x2), "r"(x8) : "memory");
+#endif
 	sink = sink + r;
 }
 
@@ -166,8 +175,15 @@ KEEP void s_altstack()
 
 // Its first instruction faults: looked up one byte earlier it would be another function.
 extern "C" void faults_at_once(int *);
-asm(".text\n.type before_it,@function\nbefore_it:\n.cfi_startproc\npush %rbx\n.cfi_def_cfa_offset 16\nnop\nhlt\n.cfi_endproc\n.size before_it,.-before_it\n"
-    ".globl faults_at_once\n.type faults_at_once,@function\nfaults_at_once:\n.cfi_startproc\nmovl $1,(%rdi)\nret\n.cfi_endproc\n.size faults_at_once,.-faults_at_once\n");
+#define FUNCTION(name, body) \
+	asm(".text\n.globl " #name "\n.type " #name ",%function\n" #name ":\n.cfi_startproc\n" body "\n.cfi_endproc\n.size " #name ",.-" #name "\n")
+#if defined(__x86_64__)
+FUNCTION(before_it, "push %rbx\n.cfi_def_cfa_offset 16\nnop\nhlt");
+FUNCTION(faults_at_once, "movl $1,(%rdi)\nret");
+#else
+FUNCTION(before_it, "stp x19,x20,[sp,#-16]!\n.cfi_def_cfa_offset 16\nnop\nbrk #0");
+FUNCTION(faults_at_once, "str wzr,[x0]\nret");
+#endif
 static sigjmp_buf out;
 KEEP void on_fault(int)
 {

@@ -421,8 +421,8 @@ func (w *walk) entries(from, to Address, n uint64, s *sectionReader, at func(uin
 		}
 		// Nobody calls the outermost function of a coroutine, which makecontext puts on the stack: the return address into it is its
 		// first, and looked up one byte before. A call at the end of what comes before it returns into the padding.
-		if known && start > pos && start-pos <= maxPadding && w.f.arch.startsContext(w.r, &e) {
-			w.b.add(pos, Rule{Kind: Stop})
+		if start > pos && w.f.arch.startsContext(w.r, &e) {
+			w.b.add(start-1, Rule{Kind: Stop})
 		}
 		w.b.to = end
 		s.rows(&e, w.b)

@@ -133,13 +133,21 @@ var (
 	}
 )
 
-// mov %rbx, %rsp; mov (%rsp), %rdi; test %rdi, %rdi; je: glibc's __start_context, whose call frame information is that of a
-// function that was called.
-var x86StartContext = []byte{0x48, 0x89, 0xdc, 0x48, 0x8b, 0x3c, 0x24, 0x48, 0x85, 0xff, 0x74}
+// glibc's __start_context, whose call frame information is that of a function that was called.
+var (
+	// mov %rbx, %rsp; mov (%rsp), %rdi; test %rdi, %rdi; je
+	x86StartContext = []byte{0x48, 0x89, 0xdc, 0x48, 0x8b, 0x3c, 0x24, 0x48, 0x85, 0xff, 0x74}
+	// nop; mov x0, x19, and cbnz x0 behind
+	arm64StartContext = []byte{0x1f, 0x20, 0x03, 0xd5, 0xe0, 0x03, 0x13, 0xaa}
+)
 
 // startsContext says whether an entry is that of __start_context. It is a small function.
 func (a *arch) startsContext(r *symbol.Reader, e *entry) bool {
-	return !a.link && e.end-e.start < 64 && bytes.Equal(r.ReadAddress(e.start, uint64(len(x86StartContext))), x86StartContext)
+	code := x86StartContext
+	if a.link {
+		code = arm64StartContext
+	}
+	return e.end-e.start < 64 && bytes.Equal(r.ReadAddress(e.start, uint64(len(code))), code)
 }
 
 // maxShape is at least as long as the longest of them.
