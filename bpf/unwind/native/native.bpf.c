@@ -479,7 +479,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 	u32 first = 0, count = 0;
 	struct space_bank *space = space__of(st, &first, &count);
 	if (!space) {
-		if (!st->tail_calls)
+		if (!st->user_frames)
 			counters__event(origin, EVENT_NO_SPACE);
 		st->space = 0;
 	}
