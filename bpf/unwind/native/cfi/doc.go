@@ -6,6 +6,10 @@
 // of text in the form the kernel keeps, [File.Rows] those of any range of addresses. Only the entries that describe the
 // range are parsed, found through .eh_frame_hdr's search table.
 //
+// Code that no table describes is read itself: musl and what is built with -fno-asynchronous-unwind-tables, the startup code
+// of every program, stubs of the PLT, trampolines of signals. On x86-64 the pushes and pops of a function tell where its return
+// address is; a function is believed only if all ways through it agree.
+//
 // A [File] holds no descriptor: the caller opens the file again for each call and closes it soon, for an open file in a
 // container's mount blocks the container's removal. A file that was rewritten in between gives other rows or an error. Rows
 // depend on nothing but bytes of the file, so equal pages of rows may be shared between files, whoever owns those.

@@ -337,6 +337,7 @@ type walk struct {
 	stats     *Stats
 	budget    *int
 	eh, debug *sectionReader // nil: none
+	floor     Address        // where the last entry before the range ends
 }
 
 // frames adds the rows of [from, to) that are not Go's.
@@ -414,6 +415,9 @@ func (w *walk) entries(from, to Address, n uint64, s *sectionReader, at func(uin
 			}
 		}
 		if end <= from || end <= start {
+			if end <= from {
+				w.floor = max(w.floor, end)
+			}
 			continue
 		}
 		if start > pos && (!known || start-pos > maxPadding) {

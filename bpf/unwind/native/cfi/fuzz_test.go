@@ -267,3 +267,20 @@ func TestHostileTables(t *testing.T) {
 		})
 	}
 }
+
+// FuzzScan follows bytes as if they were code.
+func FuzzScan(f *testing.F) {
+	f.Add([]byte("\x55\x48\x89\xe5\x53\x48\x83\xec\x18\xe8\x00\x00\x00\x00\x48\x83\xc4\x18\x5b\xc9\xc3"))
+	f.Add([]byte("\xf3\x0f\x1e\xfa\x41\x57\x74\x02\xeb\xfc\x41\x5f\xc3\xff\xe0\xcc\xcc\x53\x5b\xc3"))
+	f.Add(bytes.Repeat([]byte{0x53, 0xeb, 0xfd, 0xe8, 0xf8, 0xff, 0xff, 0xff, 0xc3}, 50))
+	f.Fuzz(func(t *testing.T, code []byte) {
+		base, from := Address(0x10000), Address(0x10000+len(code)/4)
+		to := base + Address(len(code))
+		rows, _, _ := scan(code, base, from, to, true)
+		for i, r := range rows {
+			if r.Address < from || r.Address >= to || i > 0 && (r.Address <= rows[i-1].Address || r.Rule == rows[i-1].Rule) || !r.Rule.fits() {
+				t.Fatalf("row %d is %+v", i, r)
+			}
+		}
+	})
+}

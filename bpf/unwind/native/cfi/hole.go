@@ -150,9 +150,6 @@ func (a *arch) startsContext(r *symbol.Reader, e *entry) bool {
 	return e.end-e.start < 64 && bytes.Equal(r.ReadAddress(e.start, uint64(len(code))), code)
 }
 
-// maxShape is at least as long as the longest of them.
-const maxShape = 16
-
 // entryBytes is how much code at the program's entry is taken for its outermost function, if no table says what is: enough
 // for the call that never returns in every C library's start.
 const entryBytes = 64
@@ -185,52 +182,81 @@ func (w *walk) code(from, to Address) {
 		if start >= end {
 			continue
 		}
-		// A shape may begin before or end behind.
-		before, after := min(start-s.Address, entryBytes), min(s.End()-end, maxShape)
-		if code := w.r.ReadAddress(start-before, uint64(end-start+before+after)); len(code) > 0 {
-			inner := *w.b
-			w.b.from, w.b.to = start, end
-			w.shapes(code, start-before, inner.from)
-			w.b.from, w.b.to = inner.from, inner.to
+		// Where the range begins nobody has looked at what is before: a function may reach into the hole from there.
+		before, after := Address(0), min(s.End()-end, scanContext)
+		if start == w.b.from {
+			before = min(start-max(s.Address, min(w.floor, start)), scanContext)
 		}
+		code := w.r.ReadAddress(start-before, uint64(end-start+before+after))
+		if Address(len(code)) < end-start+before {
+			continue // the file ends early
+		}
+		w.piece(code, start-before, start, end, before < scanContext)
 	}
 }
 
-// shapes looks for known shapes in code, which begins at address at; start is where the whole range begins.
-func (w *walk) shapes(code []byte, at, start Address) {
+// span is a piece of code whose rule is known by its shape.
+type span struct {
+	from, to Address
+	rule     Rule
+}
+
+// piece adds the rows of [from, to), whose code is given with some more around it, from base on; begins: not in the middle of
+// a function.
+func (w *walk) piece(code []byte, base, from, to Address, begins bool) {
+	spans := w.shapes(code, base, from)
+	inner := *w.b
+	w.b.from, w.b.to = from, to
+	rows := []Row{{from, Rule{}}}
+	if !w.f.arch.link && (w.f.table.n+uint64(len(w.f.ehIndex)+len(w.f.dbIndex)) < fewEntries || to-from < PageBytes) {
+		var good, refused int
+		rows, good, refused = scan(code, base, from, to, begins)
+		w.stats.Scanned += good
+		w.stats.Unclear += refused
+	}
+	outside := Rule{} // what holds where no shape is
+	for _, s := range append(spans, span{to, to, Rule{}}) {
+		for ; len(rows) > 0 && rows[0].Address < s.from; rows = rows[1:] {
+			outside = rows[0].Rule
+			w.b.add(rows[0].Address, outside)
+		}
+		w.b.add(s.from, s.rule)
+		for ; len(rows) > 0 && rows[0].Address <= s.to; rows = rows[1:] {
+			outside = rows[0].Rule
+		}
+		w.b.add(s.to, outside)
+	}
+	w.b.from, w.b.to = inner.from, inner.to
+}
+
+// shapes returns the known shapes in code, which begins at address base; start is where the hole begins.
+func (w *walk) shapes(code []byte, base, start Address) (spans []span) {
 	shapes, step := x86Shapes, 1
 	if w.f.arch.link {
 		shapes, step = arm64Shapes, 4
 	}
-	outside, back := Rule{}, len(code) // what holds between shapes, and where Invalid begins again
-	// The entry counts if it is in the hole, or just before where nobody has looked.
-	entry := -1
-	if e := w.f.layout.Entry; e >= at && e-at < Address(len(code)) && (e >= w.b.from || w.b.from == start) {
-		entry = int(e - at)
-	}
 next:
 	for i := 0; i < len(code); i += step {
-		if i == entry {
-			outside, back = Rule{Kind: Stop}, i+entryBytes
-			w.b.add(at+Address(i), outside)
-		} else if i >= back {
-			outside, back = Rule{}, len(code)
-			w.b.add(at+Address(i), outside)
+		a := base + Address(i)
+		// The entry counts if it is in the hole, or just before where nobody has looked.
+		if a == w.f.layout.Entry && (a >= start || start == w.b.from) {
+			spans = append(spans, span{a, a + entryBytes, Rule{Kind: Stop}})
+			i += entryBytes - step
+			continue
 		}
 		for j := range shapes {
 			h := &shapes[j]
 			if code[i] != h.code[0] || !bytes.HasPrefix(code[i:], h.code) {
 				continue
 			}
-			start := at + Address(i)
+			from := a
 			if h.early && i > 0 {
-				start--
+				from--
 			}
-			w.b.add(start, h.rule)
-			i += len(h.code)
-			w.b.add(at+Address(i), outside)
-			i -= step
+			spans = append(spans, span{from, a + Address(len(h.code)), h.rule})
+			i += len(h.code) - step
 			continue next
 		}
 	}
+	return spans
 }

@@ -76,4 +76,7 @@ type Stats struct {
 	Entries   int    // frame description entries parsed
 	BytesRead uint64 // of the file
 	Refused   [ReasonCount]int
+	// Of code that no table describes: functions whose instructions told their rows, and such that contradict themselves or
+	// cannot be read.
+	Scanned, Unclear int
 }
