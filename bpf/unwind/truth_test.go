@@ -147,3 +147,53 @@ func buildTruth(t *testing.T, flags ...string) string {
 	}
 	return out
 }
+
+// Go's assembly sets up no frame, so by frame pointer the caller of such a leaf was missing.
+func TestGoFunctionsInAssemblyHaveTheirCaller(t *testing.T) {
+	dir := t.TempDir()
+	source := filepath.Join(dir, "main.go")
+	text := `package main
+
+import (
+	"crypto/sha256"
+	"time"
+)
+
+var sum byte
+
+//go:noinline
+func hash(b []byte) byte { s := sha256.Sum256(b); return s[0] }
+
+//go:noinline
+func work(b []byte) {
+	for end := time.Now().Add(2 * time.Second); time.Now().Before(end); {
+		sum += hash(b)
+	}
+}
+
+func main() { work(make([]byte, 1<<20)) }
+`
+	if err := os.WriteFile(source, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-o", filepath.Join(dir, "hash"), source)
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if msg, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v\n%s", err, msg)
+	}
+	l := sample(t, exec.Command(filepath.Join(dir, "hash")))
+	right, total := uint64(0), uint64(0)
+	for stack, n := range l.stacks {
+		if !strings.Contains(stack, "sha256.block") {
+			continue
+		}
+		if total += n; strings.HasPrefix(stack, "runtime.goexit;runtime.main;main.main;main.work;main.hash;crypto/sha256.Sum256;") {
+			right += n
+		} else {
+			t.Logf("%4d %s", n, stack)
+		}
+	}
+	if total < 100 || float64(right) < 0.99*float64(total) {
+		t.Errorf("%d of %d stacks of the hash are whole", right, total)
+	}
+}
