@@ -30,6 +30,8 @@ const (
 	// the agent starts on a node full of containers.
 	buildShare = 0.05
 	buildBurst = 2 * time.Second
+	// One container may have half of it: what it asks for beyond that waits for the next generation.
+	scopeShare, scopeBurst = buildShare / 2, buildBurst / 2
 	// installTries is how often room is made for the rows of one page.
 	installTries = 3
 	// reclaimEvery is how long what was given up waits for a grace period if nobody needs it.
@@ -38,10 +40,17 @@ const (
 
 // manager reads what the kernel side asks for. Its goroutine is that of run.
 type manager struct {
-	t      *tables
-	reader process.Reader
-	loader *loader
-	budget budget
+	t          *tables
+	reader     process.Reader
+	loader     *loader
+	budget     budget
+	scopes     map[uint32]*budget
+	generation uint32        // in which the loader got its patience
+	waited     time.Duration // of the answer under way, for files that do not come
+}
+
+func newManager(t *tables, r process.Reader) *manager {
+	return &manager{t: t, reader: r, loader: newLoader(), budget: budget{share: buildShare, burst: buildBurst}, scopes: map[uint32]*budget{}}
 }
 
 // run answers requests until ctx ends. misses is the kernel side's ring.
@@ -68,17 +77,32 @@ func (m *manager) run(ctx context.Context, misses *ringbuf.Reader) error {
 			}
 			return err
 		case <-tick.C:
-			m.loader.windowEnd()
+			m.forgive()
 			if _, err := m.t.reclaim(); err != nil {
 				return err
 			}
 		case <-m.t.wake:
 		}
 		for r, ok := m.t.take(); ok; r, ok = m.t.take() {
-			if err := m.budget.wait(ctx); err != nil {
-				return nil
+			b := m.scopes[r.scope]
+			if b == nil {
+				b = &budget{share: scopeShare, burst: scopeBurst}
+				m.scopes[r.scope] = b
 			}
-			m.answer(r)
+			if b.over() > 0 {
+				m.t.putOff(r)
+				continue
+			}
+			if over := m.budget.over(); over > 0 {
+				select {
+				case <-ctx.Done():
+					return nil
+				case <-time.After(over):
+				}
+			}
+			took := m.answer(r)
+			m.budget.used += took
+			b.used += took
 		}
 	}
 }
@@ -98,18 +122,34 @@ func (m *manager) listen(misses *ringbuf.Reader) error {
 	}
 }
 
-// answer reads a file or a page.
-func (m *manager) answer(r request) {
+// forgive gives containers new patience in each generation, and forgets who has used nothing lately.
+func (m *manager) forgive() {
+	g := m.t.currentGeneration()
+	if g == m.generation {
+		return
+	}
+	m.generation = g
+	m.loader.windowEnd()
+	for scope, b := range m.scopes {
+		if b.over(); b.used == 0 {
+			delete(m.scopes, scope)
+		}
+	}
+}
+
+// answer reads a file or a page, and returns what that cost. A file that does not come costs its container's patience, not
+// everybody's budget.
+func (m *manager) answer(r request) (took time.Duration) {
 	began := time.Now()
+	m.waited = 0
 	defer func() {
-		took := time.Since(began)
-		m.budget.spend(took)
+		took = time.Since(began) - m.waited
 		m.t.stats.buildMicros.Add(uint64(took.Microseconds()))
 	}()
 	if r.file {
 		if r.key.path == vdsoPath && r.key.inode == 0 {
 			m.learnVDSO(r.key)
-			return
+			return 0
 		}
 		ok := m.with(r.pid, func(key *fileKey, _ *textFile) bool { return *key == r.key }, func(f *os.File) error {
 			return m.learn(f, r)
@@ -117,11 +157,11 @@ func (m *manager) answer(r request) {
 		if !ok {
 			m.t.unlearned(r.key)
 		}
-		return
+		return 0
 	}
 	file, n, ok := m.t.page(r.slot)
 	if !ok {
-		return
+		return 0
 	}
 	if file.image != nil {
 		ok = m.build(bytes.NewReader(file.image), file, n) == nil
@@ -136,17 +176,20 @@ func (m *manager) answer(r request) {
 	if !ok {
 		m.t.unbuilt(r.slot)
 	}
+	return 0
 }
 
 // with opens a file through a process that has it mapped, and reads it on another goroutine: a file system that a container has
 // mounted itself may never answer.
 func (m *manager) with(pid uint32, match func(*fileKey, *textFile) bool, read func(*os.File) error) bool {
 	for _, h := range m.t.holders(pid, match) {
+		began := time.Now()
 		l := start(m.loader, h.scope, func() (*os.File, bool, error) {
 			f, err := m.reader.Open(h.pid, &h.mapping)
 			return f, false, err
 		}, func(f *os.File) (struct{}, error) { return struct{}{}, read(f) })
 		if l == nil || !m.loader.wait(&l.pending) {
+			m.waited += time.Since(began)
 			m.t.stats.slowRead.Add(1)
 			return false
 		}
@@ -297,31 +340,23 @@ func (m *manager) build(r io.ReaderAt, f *textFile, n cfi.PageNumber) error {
 	return err
 }
 
-// budget is CPU time to spend. The zero value is full.
+// budget is CPU time to spend: share of one CPU in the long run, burst at once. It is full at first.
 type budget struct {
-	used time.Duration
-	last time.Time
+	share float64
+	burst time.Duration
+	used  time.Duration
+	last  time.Time
 }
 
-// wait returns when there is something to spend.
-func (b *budget) wait(ctx context.Context) error {
+// over returns how long to wait until there is something to spend; 0: not at all.
+func (b *budget) over() time.Duration {
 	now := time.Now()
 	if !b.last.IsZero() {
-		b.used = max(0, b.used-time.Duration(buildShare*float64(now.Sub(b.last))))
+		b.used = max(0, b.used-time.Duration(b.share*float64(now.Sub(b.last))))
 	}
 	b.last = now
-	if b.used < buildBurst {
-		return nil
-	}
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(time.Duration(float64(b.used-buildBurst) / buildShare)):
-		return nil
-	}
+	return max(0, time.Duration(float64(b.used-b.burst)/b.share))
 }
-
-func (b *budget) spend(d time.Duration) { b.used += d }
 
 // newGrace returns a function that returns after every BPF program that runs now has ended: updating a map of maps waits for
 // that (maybe_wait_bpf_programs, since Linux 4.19).

@@ -99,6 +99,5 @@ func (u *Unwinder) Run(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("map the ring buffer of what the native unwinder asks for: %w", err)
 	}
-	m := &manager{t: t, reader: reader, loader: newLoader()}
-	return m.run(ctx, ring)
+	return newManager(t, reader).run(ctx, ring)
 }

@@ -106,7 +106,7 @@ func (s *tableStats) counters(out map[string]uint64) {
 		"rules_full":          &s.rulesFull,   // rows that had to be left out because there are too many different rules
 		"pages_asked":         &s.asked,       // by the kernel side
 		"files_asked":         &s.askedFiles,
-		"asked_too_often":     &s.askedTooOften, // requests put off because too many wait
+		"asked_too_often":     &s.askedTooOften, // requests put off because too many wait, or their container has used up its share
 		"grace_periods":       &s.graces,        // waited for, to use memory again
 		"build_us":            &s.buildMicros,   // time spent on reading tables
 	} {
@@ -200,6 +200,8 @@ type request struct {
 	key  fileKey // of the file
 	slot uint32  // of the page
 	pid  uint32  // who asked
+	// scope is the container that pid is in; 0: it has ended.
+	scope uint32
 	// offset is where in the file the sample was; 0: there was none.
 	offset uint64
 }
@@ -240,7 +242,7 @@ func (t *tables) publish(id process.ID, scope uint32, maps *process.Maps, all bo
 			value = s.value()
 			for i, f := range s.files {
 				if key := s.keys[i]; all && key != nil && f == nil {
-					t.ask(request{file: true, key: *key, pid: id.PID})
+					t.ask(request{file: true, key: *key, pid: id.PID, scope: scope})
 				}
 			}
 		}
@@ -545,7 +547,11 @@ func (t *tables) missed(m bpfMiss) {
 	defer t.mu.Unlock()
 	if m.Page != ^uint32(0) {
 		t.stats.asked.Add(1)
-		t.ask(request{slot: m.Page, pid: m.Pid})
+		r := request{slot: m.Page, pid: m.Pid}
+		if p := t.residents[m.Pid]; p != nil {
+			r.scope = p.scope
+		}
+		t.ask(r)
 		return
 	}
 	t.stats.askedFiles.Add(1)
@@ -555,7 +561,7 @@ func (t *tables) missed(m bpfMiss) {
 	}
 	for i, key := range r.space.keys {
 		if c := &r.space.maps.Code()[i]; key != nil && c.Start <= m.Address && m.Address < c.End && r.space.files[i] == nil {
-			t.ask(request{file: true, key: *key, pid: m.Pid, offset: c.FileOffset(m.Address)})
+			t.ask(request{file: true, key: *key, pid: m.Pid, scope: r.scope, offset: c.FileOffset(m.Address)})
 		}
 	}
 }
@@ -573,12 +579,7 @@ func (t *tables) ask(r request) {
 		return
 	}
 	if len(t.requests) >= maxRequests {
-		t.stats.askedTooOften.Add(1)
-		if r.file {
-			t.failedFiles[r.key] = struct{}{}
-		} else {
-			t.waiting[r.slot] = struct{}{}
-		}
+		t.putOffLocked(r)
 		return
 	}
 	if r.file {
@@ -588,6 +589,30 @@ func (t *tables) ask(r request) {
 	}
 	t.requests = append(t.requests, r)
 	t.signal()
+}
+
+// putOff leaves a request for the next generation, because there are too many.
+func (t *tables) putOff(r request) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.putOffLocked(r)
+}
+
+func (t *tables) putOffLocked(r request) {
+	t.stats.askedTooOften.Add(1)
+	if r.file {
+		delete(t.askedFiles, r.key)
+		t.failedFiles[r.key] = struct{}{}
+	} else {
+		t.waiting[r.slot] = struct{}{}
+	}
+}
+
+// currentGeneration counts the windows.
+func (t *tables) currentGeneration() uint32 {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.generation
 }
 
 // take returns the next request.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 	"unsafe"
 
 	"github.com/stoker-profiler/stoker/bpf/process"
@@ -484,5 +485,20 @@ func TestRequestsAreBounded(t *testing.T) {
 	}
 	if n := len(b.requests); n != maxRequests || b.stats.askedTooOften.Load() == 0 {
 		t.Errorf("%d requests wait, %d were put off", n, b.stats.askedTooOften.Load())
+	}
+}
+
+func TestBudget(t *testing.T) {
+	b := budget{share: 0.1, burst: time.Second}
+	if b.over() != 0 {
+		t.Error("a new budget is spent")
+	}
+	b.used = 1500 * time.Millisecond
+	if over := b.over(); over < 4*time.Second || over > 5*time.Second { // half a second too much, paid back a tenth of a second each second
+		t.Errorf("to wait %s", over)
+	}
+	b.last = b.last.Add(-10 * time.Second)
+	if b.over() != 0 || b.used > 600*time.Millisecond {
+		t.Errorf("after ten seconds %s are spent", b.used)
 	}
 }
