@@ -197,3 +197,43 @@ func main() { work(make([]byte, 1<<20)) }
 		t.Errorf("%d of %d stacks of the hash are whole", right, total)
 	}
 }
+
+// musl has no call frame information: what its code does to the stack is read from the code.
+func TestStacksThroughMusl(t *testing.T) {
+	for name, flags := range map[string][]string{"static": {"-static"}, "dynamic": nil} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(t.TempDir(), "musl")
+			args := append([]string{"-O2", "-fomit-frame-pointer", "-o", file, filepath.Join("testdata", "musl.c")}, flags...)
+			if msg, err := exec.Command("musl-gcc", args...).CombinedOutput(); err != nil {
+				t.Fatalf("musl-gcc: %v (it needs musl-tools)\n%s", err, msg)
+			}
+			l := sample(t, exec.Command(file, "500"))
+			for leaf, want := range map[string]*regexp.Regexp{
+				"s_signal":  regexp.MustCompile(`^_start;[^;[]+;main;s_signal;([^;[]+;)+handler;spins;leaf$`),
+				"s_qsort":   regexp.MustCompile(`^_start;[^;[]+;main;s_qsort;([^;[]+;)+compare;leaf$`),
+				"in_thread": regexp.MustCompile(`^([^;[]+;){1,2}in_thread;spins;leaf$`),
+				"s_format":  regexp.MustCompile(`^_start;[^;[]+;main;s_format(;[^;[]+)*$`),
+			} {
+				right, total := uint64(0), uint64(0)
+				for stack, n := range l.stacks {
+					if !strings.Contains(stack, leaf+";") || leaf != "s_format" && !strings.HasSuffix(stack, ";leaf") {
+						continue
+					}
+					if total += n; want.MatchString(stack) {
+						right += n
+					} else {
+						t.Logf("%4d %s", n, stack)
+					}
+				}
+				if total < 5 || float64(right) < 0.98*float64(total) {
+					t.Errorf("%s: %d of %d stacks are %s", leaf, right, total, want)
+				}
+			}
+			bad := l.outcomes["chain_ended"] + l.outcomes["no_rows"] + l.outcomes["fault"]
+			t.Logf("%d samples, %d not whole: %v", l.samples, bad, l.outcomes)
+			if float64(bad) > 0.02*float64(l.samples) {
+				t.Errorf("outcomes %v, events %v", l.outcomes, l.events)
+			}
+		})
+	}
+}
