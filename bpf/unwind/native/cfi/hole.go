@@ -150,6 +150,9 @@ func (a *arch) startsContext(r *symbol.Reader, e *entry) bool {
 	return e.end-e.start < 64 && bytes.Equal(r.ReadAddress(e.start, uint64(len(code))), code)
 }
 
+// maxShape is at least as long as the longest of them.
+const maxShape = 16
+
 // entryBytes is how much code at the program's entry is taken for its outermost function, if no table says what is: enough
 // for the call that never returns in every C library's start.
 const entryBytes = 64
@@ -182,8 +185,10 @@ func (w *walk) code(from, to Address) {
 		if start >= end {
 			continue
 		}
-		// Where the range begins nobody has looked at what is before: a function may reach into the hole from there.
-		before, after := Address(0), min(s.End()-end, scanContext)
+		// Where the range begins nobody has looked at what is before: a function may reach into the hole from there. What is
+		// behind tells by its calls where functions begin; so that many small holes do not make a page expensive, it is as long
+		// as a few of the hole.
+		before, after := Address(0), min(s.End()-end, scanContext, 4*(end-start)+maxShape)
 		if start == w.b.from {
 			before = min(start-max(s.Address, min(w.floor, start)), scanContext)
 		}
