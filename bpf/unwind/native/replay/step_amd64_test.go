@@ -90,11 +90,6 @@ func (s *stepper) readMaps() {
 	s.walker.Code = s.files.Rule
 }
 
-func registersOf(r *unix.PtraceRegs) Registers {
-	return Registers{PC: r.Rip, Known: 0xffff, R: [32]uint64{r.Rax, r.Rdx, r.Rcx, r.Rbx, r.Rsi, r.Rdi, r.Rbp, r.Rsp,
-		r.R8, r.R9, r.R10, r.R11, r.R12, r.R13, r.R14, r.R15}}
-}
-
 // step runs a program to its end, or for so many instructions, and compares at each one the caller that our rows give with the
 // one that the shadow stack knows; every so often, the whole stack.
 func step(t *testing.T, path string, most int, args ...string) *stepper {
@@ -332,15 +327,6 @@ func (s *stepper) report(most map[End]int) {
 			s.t.Errorf("%d instructions end with %v, want at most %d", n, end, most[end])
 		}
 	}
-}
-
-func compile(t *testing.T, compiler, source string, args ...string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "program")
-	if out, err := exec.Command(compiler, append(append([]string{"-O2", "-w", "-o", path}, filepath.Join("testdata", source)), args...)...).CombinedOutput(); err != nil {
-		t.Fatalf("%s: %v\n%s", compiler, err, out)
-	}
-	return path
 }
 
 // TestEveryInstructionHasItsCaller single-steps programs from the first instruction of the dynamic linker on.
