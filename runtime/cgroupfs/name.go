@@ -174,7 +174,7 @@ func parseContainer(above []string, part string) (Name, bool) {
 		}
 	case len(above) == 1 && (parent == "podruntime" || parent == "system") && freeName(part) && !strings.Contains(part, "."):
 		return Name{Runtime: "talos", ID: part}, true
-	case isHex(part, 64):
+	case isHex(part, 64) && parent != "libpod_parent": // a pod of Podman's has its id there, with its containers below
 		return Name{ID: part}, true // below a parent of the user's own choice (docker run --cgroup-parent)
 	}
 	return Name{}, false

@@ -110,7 +110,7 @@ var named = []struct {
 	{"CRI-O", "mixed", "only the kubelet uses systemd", "/kubepods-burstable-pod" + uidUnit + ".slice:crio:" + id64, Name{Runtime: "cri-o", ID: id64, PodUID: uid}},
 
 	{"Podman", "cgroupfs", "", "/libpod_parent/libpod-" + id64, Name{Runtime: "podman", ID: id64}},
-	{"Podman", "cgroupfs", "pod", "/libpod_parent/" + "pod_" + id64b[:20] + "/libpod-" + id64, Name{Runtime: "podman", ID: id64}},
+	{"Podman", "cgroupfs", "pod", "/libpod_parent/" + id64b + "/libpod-" + id64, Name{Runtime: "podman", ID: id64}},
 	{"Podman", "cgroupfs", "--cgroup-parent", "/batch/libpod-" + id64, Name{Runtime: "podman", ID: id64}},
 	{"Podman", "systemd", "", "/machine.slice/libpod-" + id64 + ".scope", Name{Runtime: "podman", ID: id64}},
 	{"Podman", "systemd", "crun", "/machine.slice/libpod-" + id64 + ".scope/container", Name{Runtime: "podman", ID: id64, Path: "/machine.slice/libpod-" + id64 + ".scope"}},
@@ -239,7 +239,7 @@ func TestParsePathLeavesOutWhatIsNoContainer(t *testing.T) {
 		"/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod" + uidUnit + ".slice",
 		"/kubepods/burstable/pod" + uid + "/crio-conmon-" + id64,
 		"/machine.slice/libpod-conmon-" + id64 + ".scope", "/machine.slice/crio-conmon-" + id64 + ".scope",
-		"/libpod_parent/libpod-conmon-" + id64, "/libpod_parent/conmon", "/libpod_parent", "/crio/crio-conmon-" + id64, "/crio", "/system.slice/crio-conmon-" + id64 + ".scope",
+		"/libpod_parent/libpod-conmon-" + id64, "/libpod_parent/conmon", "/libpod_parent", "/libpod_parent/" + id64, "/crio/crio-conmon-" + id64, "/crio", "/system.slice/crio-conmon-" + id64 + ".scope",
 		session + "/user.slice/libpod-conmon-" + id64 + ".scope", "/system.slice/web.service/runtime", "/system.slice/libpod-conmon-" + id64 + ".scope/container",
 		"/machine.slice/machine-libpod_pod_" + id64b + ".slice", session + "/user.slice/user-libpod_pod_" + id64b + ".slice", "/ecs", "/ecs/" + task32, "/ecstasks.slice",
 		session + "/app.slice/run-r1.scope/lxc.monitor.web", "/podruntime", "/system", "/system.slice/containerd.service", "/kubepods.slice/kubepods-burstable.slice",
