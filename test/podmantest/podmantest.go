@@ -47,7 +47,7 @@ type Engine struct {
 	mu    sync.Mutex // protects what follows
 	cmd   *exec.Cmd  // nil while no service runs
 	ended chan struct{}
-	ids   []string // all that were made
+	ids   []string // all containers that were made
 }
 
 // New prepares a Podman whose files are below dir. Options are passed to every `podman` before its command, as
@@ -249,6 +249,11 @@ func (e *Engine) make(ctx context.Context, args []string, spec Spec) (string, er
 // CgroupID is the inode of a running container's cgroup in the v2 hierarchy (also the v2 tree of a hybrid host): what the
 // kernel calls the cgroup id.
 func CgroupID(id string) (uint64, error) {
+	for _, tree := range []string{unified, trees} {
+		if dirs, globErr := filepath.Glob(filepath.Join(tree, parent, "*", "libpod-"+id)); globErr == nil && len(dirs) == 1 { // in a pod
+			return containerdtest.CgroupID("/" + parent + "/" + filepath.Base(filepath.Dir(dirs[0])) + "/libpod-" + id)
+		}
+	}
 	return containerdtest.CgroupID("/" + parent + "/libpod-" + id)
 }
 
@@ -350,16 +355,25 @@ func (e *Engine) Stop() error {
 		return errors.Join(errs...) // nothing was run, or this was called before
 	}
 	plain := &Engine{dir: e.dir} // without hooks, which may be what a test broke
-	_, err := plain.Podman(ctx, "rm", "--all", "--force", "--time", "0")
+	pods, err := plain.Podman(ctx, "pod", "ps", "--quiet", "--no-trunc")
+	errs = append(errs, err)
+	_, err = plain.Podman(ctx, "rm", "--all", "--force", "--time", "0")
 	errs = append(errs, err)
 	_, err = plain.Podman(ctx, "pod", "rm", "--all", "--force")
 	errs = append(errs, err)
 	errs = append(errs, e.wait(ctx))
+	// Podman mounts it upon itself; a service that was killed does not take that back.
+	for syscall.Unmount(filepath.Join(e.Root(), "overlay"), syscall.MNT_DETACH) == nil {
+	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	dirs, err := filepath.Glob(trees + "/*/" + parent)
 	errs = append(errs, err)
 	for _, dir := range append(dirs, filepath.Join(trees, parent)) {
+		for _, pod := range strings.Fields(pods) {
+			_ = syscall.Rmdir(filepath.Join(dir, pod, "conmon"))
+			_ = syscall.Rmdir(filepath.Join(dir, pod))
+		}
 		for _, id := range e.ids {
 			_ = syscall.Rmdir(filepath.Join(dir, "libpod-"+id)) // what a runtime that failed left; mostly gone already
 		}
