@@ -26,6 +26,7 @@ import (
 	"github.com/stoker-profiler/stoker/runtime/containerd"
 	"github.com/stoker-profiler/stoker/runtime/crio"
 	"github.com/stoker-profiler/stoker/runtime/docker"
+	"github.com/stoker-profiler/stoker/runtime/podman"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/pyroscope"
@@ -144,6 +145,13 @@ func (a *agent) newSources() ([]container.Source, error) {
 		found, err := docker.Sources(docker.Config{Addresses: addresses, Log: a.log})
 		if err != nil {
 			return nil, fmt.Errorf("docker: %w", err)
+		}
+		sources = append(sources, found...)
+	}
+	if addresses := a.cfg.Runtimes.Podman.Address; len(addresses) != 1 || addresses[0] != config.Off {
+		found, err := podman.Sources(podman.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
+		if err != nil {
+			return nil, fmt.Errorf("podman: %w", err)
 		}
 		sources = append(sources, found...)
 	}

@@ -118,6 +118,7 @@ type ContainerLabels struct {
 type Runtimes struct {
 	Containerd Containerd `yaml:"containerd"`
 	Docker     Docker     `yaml:"docker"`
+	Podman     Podman     `yaml:"podman"`
 	CRIO       CRIO       `yaml:"crio"`
 	NRI        NRI        `yaml:"nri"`
 	Hook       Hook       `yaml:"hook"`
@@ -131,6 +132,11 @@ type Containerd struct {
 // Docker says where Docker listens.
 type Docker struct {
 	Address []string `yaml:"address" help:"Docker's sockets, one or a list; none: /var/run/docker.sock when there is one; off: do not ask Docker"`
+}
+
+// Podman says where Podman's services listen.
+type Podman struct {
+	Address []string `yaml:"address" help:"sockets of Podman's services, one or a list, whose owners' containers are followed; none: root's and every user's, with or without a service; off: leave Podman alone"`
 }
 
 // CRIO says where CRI-O listens.
@@ -191,7 +197,6 @@ const (
 // for a key that does nothing is worse than an error.
 var notYet = map[string]string{
 	"systemd":             "profiling systemd services",
-	"runtimes.podman":     "asking Podman (its containers are found through the cgroup scan)",
 	"pyroscope.symbolize": "leaving symbols to the server",
 }
 

@@ -99,6 +99,7 @@ func (c *Config) Validate() error {
 
 	addresses(bad, "runtimes.containerd.address", c.Runtimes.Containerd.Address)
 	addresses(bad, "runtimes.docker.address", c.Runtimes.Docker.Address)
+	addresses(bad, "runtimes.podman.address", c.Runtimes.Podman.Address)
 	addresses(bad, "runtimes.crio.address", c.Runtimes.CRIO.Address)
 	absolute(bad, "runtimes.nri.socket", strings.TrimPrefix(c.Runtimes.NRI.Socket, "unix://"))
 	if path := c.Runtimes.Hook.Socket; path != Off {
