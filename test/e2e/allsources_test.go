@@ -22,6 +22,7 @@ import (
 	"github.com/stoker-profiler/stoker/sink/web"
 	"github.com/stoker-profiler/stoker/test/critest"
 	"github.com/stoker-profiler/stoker/test/dockertest"
+	"github.com/stoker-profiler/stoker/test/podmantest"
 	"github.com/stoker-profiler/stoker/test/workload"
 )
 
@@ -47,7 +48,7 @@ type tool struct {
 	scope    uint32
 }
 
-// Every source at once: containerd 1.6 with a dockerd on it, containerd 2.4 with pods, NRI and hooks, the cgroup tree. Each container is one
+// Every source at once: containerd 1.6 with a dockerd on it, containerd 2.4 with pods, NRI and hooks, Podman, the cgroup tree. Each container is one
 // record with all its sources, in scope in time and with its own samples, while one engine after the other hangs, is killed and
 // comes back.
 func TestAllSourcesAtOnce(t *testing.T) {
@@ -69,8 +70,15 @@ func TestAllSourcesAtOnce(t *testing.T) {
 	if err := pods.Image(run.image); err != nil {
 		t.Fatal(err)
 	}
+	podman := podmantest.NewForTest(t)
+	if err := podman.Load(t.Context(), run.image); err != nil {
+		t.Fatal(err)
+	}
+	if err := podman.StartService(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	a.opts.socket, a.opts.docker = fmt.Sprintf("[%s, %s]", old.socket(), pods.Socket()), docker.Socket()
-	a.opts.runtimes = fmt.Sprintf(", nri: {enabled: true, socket: %s}", pods.NRISocket())
+	a.opts.runtimes = fmt.Sprintf(", nri: {enabled: true, socket: %s}, podman: {address: %s}", pods.NRISocket(), podman.Socket())
 	a.configure(t)
 	a.start(t)
 	a.ready(t)
@@ -115,6 +123,20 @@ func TestAllSourcesAtOnce(t *testing.T) {
 				return &tool{id: c.ID(), remove: pod.Remove}
 			},
 			pause: pods.PauseDaemon, resume: pods.ResumeDaemon, kill: pods.KillDaemon, restart: pods.StartDaemon,
+		},
+		{
+			name: "podman", sources: []string{"cgroup", "podman"}, labels: map[string]string{"container_runtime": "podman", "container_image": imageRef},
+			run: func(t *testing.T, n int, name string) *tool {
+				id, err := podman.Run(t.Context(), podmantest.Spec{Name: name, Image: imageRef, Args: burn(n), Labels: mine})
+				if err != nil {
+					t.Fatal(err)
+				}
+				return &tool{id: id, name: name, remove: func(ctx context.Context) error {
+					_, err := podman.Podman(ctx, "rm", "--force", "--time", "0", id)
+					return err
+				}}
+			},
+			pause: podman.PauseService, resume: podman.ResumeService, kill: podman.StopService, restart: podman.StartService,
 		},
 	}
 	var all []*tool
