@@ -23,8 +23,8 @@ import (
 
 const (
 	vdsoPath = "[vdso]"
-	// warmPages is how many pages of a file are built as soon as the file is known: small programs, the dynamic linker and the
-	// C library are then whole before the first sample hits them, which is all that a process of 50 ms may get.
+	// warmPages is how many pages of a file are built before they are asked for, when there is time: small programs, the dynamic
+	// linker and the C library are then whole before the first sample hits them, which is all that a process of 50 ms may get.
 	warmPages = 32
 	// buildShare is the share of one CPU that reading tables may take in the long run, buildBurst what may be used at once: when
 	// the agent starts on a node full of containers.
@@ -90,7 +90,9 @@ func (m *manager) run(ctx context.Context, misses *ringbuf.Reader) error {
 				m.scopes[r.scope] = b
 			}
 			if b.over() > 0 {
-				m.t.putOff(r)
+				if !r.foreseen {
+					m.t.putOff(r)
+				}
 				continue
 			}
 			if over := m.budget.over(); over > 0 {
@@ -173,7 +175,7 @@ func (m *manager) answer(r request) (took time.Duration) {
 			return m.build(f, file, n)
 		})
 	}
-	if !ok {
+	if !ok && !r.foreseen {
 		m.t.unbuilt(r.slot)
 	}
 	return 0
@@ -235,7 +237,7 @@ func (m *manager) learn(f *os.File, r request) error {
 		}
 	}
 	m.t.learned(r.key, file)
-	m.warm(f, file, r.offset)
+	m.warm(f, file, r)
 	return nil
 }
 
@@ -247,7 +249,7 @@ func (m *manager) learnVDSO(key fileKey) {
 			file.image = image
 			if file = m.t.enter(file); file != nil {
 				m.t.learned(key, file)
-				m.warm(bytes.NewReader(image), file, 0)
+				m.warm(bytes.NewReader(image), file, request{})
 				return
 			}
 		}
@@ -288,25 +290,27 @@ var memoryPage = symbol.Address(os.Getpagesize())
 // maxFilePages bounds the pages of one file: 256 MiB of text. The largest known is Chromium's with 160.
 const maxFilePages = 4096
 
-// warm builds the pages of a file that will be needed first: where the sample was, and all of them if they are few.
-func (m *manager) warm(r io.ReaderAt, f *textFile, offset uint64) {
+// warm builds the page of a file in which the sample was that made the file known, and sees to the others if they are few.
+func (m *manager) warm(r io.ReaderAt, f *textFile, why request) {
 	if f.kind != bpfMappingKindMAPPING_ROWS {
 		return
 	}
-	var numbers []cfi.PageNumber
-	if at, ok := f.address(offset, 1); offset != 0 && ok {
-		numbers = append(numbers, cfi.PageOf(at))
-	}
+	at, sampled := f.address(why.offset, 1)
+	sampled = sampled && why.offset != 0
 	if f.n <= warmPages {
-		for n := range cfi.PageNumber(f.n) {
-			numbers = append(numbers, f.first+n)
+		var rest []request
+		for slot := f.base; slot < f.base+f.n; slot++ {
+			rest = append(rest, request{slot: slot, pid: why.pid, scope: why.scope, foreseen: true})
 		}
+		m.t.foresee(rest)
 	}
-	for _, n := range numbers {
-		slot := f.base + uint32(n-f.first)
-		if _, _, ok := m.t.page(slot); ok && m.build(r, f, n) != nil {
-			m.t.unbuilt(slot)
-		}
+	if !sampled {
+		return
+	}
+	n := cfi.PageOf(at)
+	slot := f.base + uint32(n-f.first)
+	if _, _, ok := m.t.page(slot); ok && m.build(r, f, n) != nil {
+		m.t.unbuilt(slot)
 	}
 }
 

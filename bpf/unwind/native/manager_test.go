@@ -32,7 +32,7 @@ func self(t *testing.T, b *bench) (m *manager, value uint64) {
 func TestTheManagerReadsWhatIsMapped(t *testing.T) {
 	b := newBench(t, sizesFor(2))
 	m, value := self(t, b)
-	if b.stats.files.Load() != 2 || b.stats.filesFailed.Load() != 0 { // ourselves and the vDSO
+	if b.stats.files.Load() < 2 || b.stats.filesFailed.Load() != 0 { // ourselves and the vDSO
 		t.Fatalf("%d files, %d failed", b.stats.files.Load(), b.stats.filesFailed.Load())
 	}
 	pc := uint64(reflect.ValueOf(TestTheManagerReadsWhatIsMapped).Pointer())

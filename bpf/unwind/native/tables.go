@@ -58,6 +58,7 @@ type tables struct {
 	ruleUses   [maxRules]uint32
 	ruleFree   []uint16
 	requests   []request
+	idle       []request           // pages that will be needed, when there is nothing else to do
 	waiting    map[uint32]struct{} // pages that were asked for and are not built
 	// Files that were asked for, and those that could not be read: they are not asked for again in this generation.
 	askedFiles, failedFiles map[fileKey]struct{}
@@ -204,6 +205,8 @@ type request struct {
 	scope uint32
 	// offset is where in the file the sample was; 0: there was none.
 	offset uint64
+	// foreseen: nobody has asked yet.
+	foreseen bool
 }
 
 func newTables(mem *memory, s sizes, setGeneration func(uint32) error, grace func() error) *tables {
@@ -619,12 +622,24 @@ func (t *tables) currentGeneration() uint32 {
 func (t *tables) take() (r request, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if len(t.requests) == 0 {
-		t.requests = nil
-		return r, false
+	for _, queue := range []*[]request{&t.requests, &t.idle} {
+		if len(*queue) > 0 {
+			r, *queue = (*queue)[0], (*queue)[1:]
+			return r, true
+		}
+		*queue = nil
 	}
-	r, t.requests = t.requests[0], t.requests[1:]
-	return r, true
+	return r, false
+}
+
+// foresee queues pages of a file that nobody has asked for yet.
+func (t *tables) foresee(list []request) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if len(t.idle)+len(list) <= maxRequests {
+		t.idle = append(t.idle, list...)
+	}
+	t.signal()
 }
 
 // holder is a process that has a file mapped.
