@@ -9,6 +9,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"runtime"
 	"sync"
 	"time"
 
@@ -46,7 +47,7 @@ type manager struct {
 	budget     budget
 	scopes     map[uint32]*budget
 	generation uint32        // in which the loader got its patience
-	waited     time.Duration // of the answer under way, for files that do not come
+	cost       time.Duration // of the answer under way, CPU time
 }
 
 func newManager(t *tables, r process.Reader) *manager {
@@ -139,19 +140,20 @@ func (m *manager) forgive() {
 	}
 }
 
-// answer reads a file or a page, and returns what that cost. A file that does not come costs its container's patience, not
+// answer reads a file or a page, and returns the CPU time that it took. Waiting for a file costs its container's patience, not
 // everybody's budget.
-func (m *manager) answer(r request) (took time.Duration) {
-	began := time.Now()
-	m.waited = 0
-	defer func() {
-		took = time.Since(began) - m.waited
-		m.t.stats.buildMicros.Add(uint64(took.Microseconds()))
-	}()
+func (m *manager) answer(r request) time.Duration {
+	m.cost = 0
+	m.read(r)
+	m.t.stats.buildMicros.Add(uint64(m.cost.Microseconds()))
+	return m.cost
+}
+
+func (m *manager) read(r request) {
 	if r.file {
 		if r.key.path == vdsoPath && r.key.inode == 0 {
 			m.learnVDSO(r.key)
-			return 0
+			return
 		}
 		ok := m.with(r.pid, func(key *fileKey, _ *textFile) bool { return *key == r.key }, func(f *os.File) error {
 			return m.learn(f, r)
@@ -159,11 +161,11 @@ func (m *manager) answer(r request) (took time.Duration) {
 		if !ok {
 			m.t.unlearned(r.key)
 		}
-		return 0
+		return
 	}
 	file, n, ok := m.t.page(r.slot)
 	if !ok {
-		return 0
+		return
 	}
 	if file.image != nil {
 		ok = m.build(bytes.NewReader(file.image), file, n) == nil
@@ -178,23 +180,28 @@ func (m *manager) answer(r request) (took time.Duration) {
 	if !ok && !r.foreseen {
 		m.t.unbuilt(r.slot)
 	}
-	return 0
 }
 
 // with opens a file through a process that has it mapped, and reads it on another goroutine: a file system that a container has
 // mounted itself may never answer.
 func (m *manager) with(pid uint32, match func(*fileKey, *textFile) bool, read func(*os.File) error) bool {
 	for _, h := range m.t.holders(pid, match) {
-		began := time.Now()
+		var cost time.Duration
 		l := start(m.loader, h.scope, func() (*os.File, bool, error) {
 			f, err := m.reader.Open(h.pid, &h.mapping)
 			return f, false, err
-		}, func(f *os.File) (struct{}, error) { return struct{}{}, read(f) })
+		}, func(f *os.File) (struct{}, error) {
+			runtime.LockOSThread()
+			defer runtime.UnlockOSThread()
+			began := threadTime()
+			defer func() { cost = threadTime() - began }()
+			return struct{}{}, read(f)
+		})
 		if l == nil || !m.loader.wait(&l.pending) {
-			m.waited += time.Since(began)
 			m.t.stats.slowRead.Add(1)
 			return false
 		}
+		m.cost += cost
 		if l.err == nil {
 			return true
 		}
@@ -203,6 +210,15 @@ func (m *manager) with(pid uint32, match func(*fileKey, *textFile) bool, read fu
 		}
 	}
 	return false
+}
+
+// threadTime is the CPU time of the calling thread.
+func threadTime() time.Duration {
+	var ts unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_THREAD_CPUTIME_ID, &ts); err != nil {
+		return 0 // cannot be: the clock is there since Linux 2.6.12
+	}
+	return time.Duration(ts.Nano())
 }
 
 // instanceOf tells which file at which time this is; like gives what only a mapping tells.

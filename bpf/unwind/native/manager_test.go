@@ -5,6 +5,7 @@ import (
 	"os"
 	"reflect"
 	"testing"
+	"time"
 
 	"github.com/stoker-profiler/stoker/bpf/process"
 	"github.com/stoker-profiler/stoker/bpf/symbol"
@@ -20,6 +21,7 @@ func self(t *testing.T, b *bench) (m *manager, value uint64) {
 		t.Fatal(err)
 	}
 	m = newManager(b.tables, r)
+	m.loader.patience = time.Hour
 	id := process.ID{PID: uint32(os.Getpid()), ExecID: 1}
 	value, done := b.publish(id, 1, maps, true)
 	done()
