@@ -61,6 +61,7 @@ func (a *app) connect(ctx context.Context, cfg config.Config, ownSampler bool) (
 		}
 	}
 	log := slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	captureLibraries(log)
 	backend, end, err := a.local(ctx, cfg, log)
 	if err != nil && !ownSampler {
 		return nil, fmt.Errorf("no agent listens at %s (start one with `stoker run`, or name its socket with --socket), "+

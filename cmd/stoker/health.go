@@ -36,8 +36,10 @@ func (b backend) Health() web.Health {
 			continue
 		}
 		switch st := r.Status(); {
-		case st.Connected:
+		case st.Connected && st.Err == "":
 			part("source "+s.Name(), web.OK, "connected", "")
+		case st.Connected:
+			part("source "+s.Name(), web.Degraded, st.Err, "what it tells may be late or incomplete until then")
 		case st.Absent:
 			part("source "+s.Name(), web.OK, st.Err, "")
 		default:

@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
+	stdlog "log"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -44,6 +46,7 @@ STOKER_SAMPLING_FREQUENCY ("stoker config show -o wide" lists them). A flag wins
 		}
 		level := new(slog.LevelVar)
 		log := newLogger(a.stderr, l.Config.Log, level)
+		captureLibraries(log)
 		for _, w := range l.Warnings {
 			log.Warn(w)
 		}
@@ -122,6 +125,23 @@ func newLogger(w io.Writer, c config.Log, level *slog.LevelVar) *slog.Logger {
 		return slog.New(slog.NewJSONHandler(w, options))
 	}
 	return slog.New(slog.NewTextHandler(w, options))
+}
+
+// maxLibraryLine is how much is kept of one line that a library logs.
+const maxLibraryLine = 300
+
+// captureLibraries makes what libraries print through the standard log lines of ours, for those who debug: net/http prints what an
+// unexpected peer sent it, up to a buffer full, each time.
+func captureLibraries(log *slog.Logger) {
+	stdlog.SetFlags(0)
+	stdlog.SetOutput(libraryLines{log})
+}
+
+type libraryLines struct{ log *slog.Logger }
+
+func (l libraryLines) Write(line []byte) (int, error) {
+	l.log.Debug("a library says", "line", strings.ToValidUTF8(string(bytes.TrimSpace(line[:min(len(line), maxLibraryLine)])), ""))
+	return len(line), nil
 }
 
 // setLevel takes a level that has passed Validate.

@@ -149,7 +149,7 @@ type Hinted interface{ Hint(found Container) }
 // Status is what a source says about itself, for `stoker ps` and /healthz.
 type Status struct {
 	Connected bool
-	Err       string // the last error with its remedy; empty when connected
+	Err       string // the last error with its remedy; while connected: what does not work all the same
 	Since     time.Time
 	// Absent means that there is nothing to follow and nobody said that there would be: no trouble. Err says what was looked for.
 	Absent bool

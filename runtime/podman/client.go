@@ -73,7 +73,9 @@ type client struct {
 	hints  chan conmon
 	seen   atomic.Bool // it has, or had, a container
 	failed atomic.Bool // the service did not list
-	broken time.Time   // when the service did not work; Run's goroutine owns it
+	// without says why its files are followed though a service is there; nil: they are not, or there is none.
+	without atomic.Pointer[string]
+	broken  time.Time // when the service did not work; Run's goroutine owns it
 }
 
 // times are fixed; tests shorten them.
@@ -191,14 +193,21 @@ func (t *table) Connect(ctx context.Context) (connection, error) {
 		t.broken = time.Now()
 	}
 	serving := t.serving()
+	if !serving {
+		t.without.Store(nil)
+	}
 	if serving && time.Since(t.broken) > t.times.again {
 		conn, err := t.connectService(ctx)
 		if err == nil || ctx.Err() != nil {
+			t.without.Store(nil)
 			return conn, err
 		}
 		t.broken = time.Now()
 		_, err = t.Explain(err)
-		t.log.Warn("Podman's service is not followed; names and labels come from its files", "err", err)
+		why := "Podman's service is not followed; names and labels come from its files: " + err.Error()
+		if old := t.without.Swap(&why); old == nil { // said once, until it works; ps shows the last
+			t.log.Warn("Podman's service is not followed; names and labels come from its files", "err", err)
+		}
 	}
 	if !serving && !t.there() {
 		return connection{}, fmt.Errorf("%s: %w", t.address, fs.ErrNotExist)

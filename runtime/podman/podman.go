@@ -302,6 +302,9 @@ func (p *Podman) Status() container.Status {
 	var out container.Status
 	for _, uid := range slices.Sorted(maps.Keys(p.clients)) {
 		st := p.clients[uid].loop.Status()
+		if why := p.clients[uid].without.Load(); why != nil && st.Connected {
+			st.Err = *why
+		}
 		switch {
 		case st.Err != "" && !st.Absent:
 			return st // one is there and does not work: that is what people have to know

@@ -88,6 +88,9 @@ type Times struct {
 	IdleEvery   time.Duration // how often an [Idler] is called
 }
 
+// warnEvery is how often the log says again that an engine is not followed, while the reason is of one kind.
+const warnEvery = 10 * time.Minute
+
 // Config says how a Loop works.
 type Config struct {
 	Source  string // the source's name
@@ -124,6 +127,9 @@ type Loop[E, L any] struct {
 	busy    int
 	soon    time.Time // when an Engine wants a list at the latest; zero: it has no wish
 	state   state
+	// What was last warned of since it was followed, and when; zero: nothing.
+	warned   Trouble
+	warnedAt time.Time
 
 	connects, events, overflows, lists, listErrors atomic.Uint64
 }
@@ -247,8 +253,11 @@ func (l *Loop[E, L]) lost(ctx context.Context, trouble Trouble, err error) {
 		return
 	}
 	level := slog.LevelWarn
-	if absent {
-		level = slog.LevelDebug // most machines do not have each engine at each usual place
+	// Most machines do not have each engine at each usual place; and what keeps failing in other words is no news.
+	if absent || trouble == l.warned && time.Since(l.warnedAt) < warnEvery {
+		level = slog.LevelDebug
+	} else {
+		l.warned, l.warnedAt = trouble, time.Now()
 	}
 	l.Log.Log(ctx, level, l.Engine+" is not followed", "err", err)
 }
@@ -375,6 +384,7 @@ func (l *Loop[E, L]) follow(ctx context.Context, engine Engine[E, L], conn Conne
 				failures = 0
 				n := engine.Compare(got.all)
 				l.Synced()
+				l.warnedAt = time.Time{}
 				if l.state.set(container.Status{Connected: true}) {
 					l.Log.Info(l.Engine+" is followed", append([]any{"address", l.Address, "containers", n}, conn.About...)...)
 				}
