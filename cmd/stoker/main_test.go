@@ -81,7 +81,7 @@ func (b *fakeBackend) Containers(context.Context) ([]web.Container, error) {
 			ID: "88", Name: "evil\x1b[2J\nname", Image: "x", Runtime: "containerd", State: "profiled", AskedFrequency: 499, GivenFrequency: 199,
 			StartedAt: clock, InScopeAt: clock.Add(3 * time.Millisecond), Sources: map[string]time.Time{"cgroup": clock},
 		},
-		{ID: "99", Name: "job", Image: "job", State: "gone", GoneAt: clock, StartedAt: clock.Add(-time.Second), InScopeAt: clock.Add(-990 * time.Millisecond)},
+		{ID: "99", Name: "job", Image: "job", Runtime: "podman", User: "1000", State: "gone", GoneAt: clock, StartedAt: clock.Add(-time.Second), InScopeAt: clock.Add(-990 * time.Millisecond)},
 	}, b.err
 }
 

@@ -31,6 +31,7 @@ func (a *app) psCommand() *cobra.Command {
 		Short: "List containers: whether each is profiled, how it was found, its CPU",
 		Long: `List the containers of this node, and below them the sources that tell about containers.
 
+  RUNTIME    who runs it, and for which user if not for root
   FOUND BY   who told about the container, in the order in which they did
   IN SCOPE   when sampling of it began: -12ms is before its first instruction, +3ms after
   CPU        in cores, over the last window
@@ -217,7 +218,11 @@ func psTable(containers []web.Container, cpu map[string]float64, wide bool, widt
 		if v, ok := cpu[c.ID]; ok {
 			use = cores(v)
 		}
-		row := []string{target.Name(c.Name, c.KubernetesContainer, c.ID), orDash(c.Runtime)}
+		runtime := orDash(c.Runtime)
+		if c.User != "" && !wide { // wide has a column for it
+			runtime += " (" + c.User + ")"
+		}
+		row := []string{target.Name(c.Name, c.KubernetesContainer, c.ID), runtime}
 		switch {
 		case wide:
 			row = append(row, orDash(c.Image))
