@@ -153,6 +153,11 @@ func (f *fake) list(w http.ResponseWriter, r *http.Request) {
 
 func (f *fake) events(w http.ResponseWriter, r *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
+	f.follow(w, r)
+}
+
+// follow sends lines as they come.
+func (f *fake) follow(w http.ResponseWriter, r *http.Request) {
 	w.(http.Flusher).Flush()
 	ch := make(chan string, 10000)
 	f.mu.Lock()
