@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 GO=${GO:-go}
 # Seconds a lane may take on 2 cores with cold caches. Measured times are about a third; CI has 75 minutes for all.
-declare -A budget=([generate]=300 [lint]=600 [unit]=600 [race]=900 [root]=750 [browser]=300 [e2e]=900 [vm]=540 [demo]=240)
+declare -A budget=([generate]=180 [lint]=420 [unit]=480 [race]=720 [root]=750 [browser]=240 [e2e]=900 [vm]=540 [demo]=180)
 # What a lane is for, in one line.
 declare -A about=(
 	[generate]="the committed BPF objects are what clang-19 makes of the sources"
