@@ -30,6 +30,10 @@ const (
 	maxProcFile = 64 << 10
 	// freshFor is how long what a scan found is good for whoever asks at the same time.
 	freshFor = 20 * time.Millisecond
+	// youngFor is how long after it was seen first a process may still become a conmon: Podman forks, then executes.
+	youngFor = 2 * time.Second
+	// fullEvery is how often to look at every process again: a number may be another process's by now.
+	fullEvery = time.Minute
 )
 
 // conmon is one running conmon.
@@ -134,6 +138,8 @@ type processes struct {
 	mu    sync.Mutex // protects what follows
 	at    time.Time
 	found []conmon
+	full  time.Time         // when every process was looked at
+	other map[int]time.Time // processes that are no conmon, and when each was seen first
 }
 
 func newProcesses(h cgroupfs.Hierarchy) *processes {
@@ -214,13 +220,27 @@ func (p *processes) conmons() ([]conmon, error) {
 	if err != nil {
 		return nil, err
 	}
+	if at.Sub(p.full) > fullEvery {
+		p.full, p.other = at, nil
+	}
+	other := make(map[int]time.Time, len(pids))
 	var found []conmon
 	for _, pid := range pids {
+		first, seen := p.other[pid]
+		if seen && at.Sub(first) > youngFor {
+			other[pid] = first
+			continue
+		}
 		if c, ok := p.conmon(pid); ok {
 			found = append(found, c)
+			continue
 		}
+		if !seen {
+			first = at
+		}
+		other[pid] = first
 	}
-	p.at, p.found = at, found
+	p.at, p.found, p.other = at, found, other
 	return found, nil
 }
 

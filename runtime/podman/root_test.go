@@ -3,10 +3,16 @@
 package podman
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -195,4 +201,48 @@ func TestRealStartsAreInScope(t *testing.T) {
 	slices.Sort(named)
 	t.Logf("of %d starts, from what Podman calls the start to in scope: p50 %v, max %v; in scope before it: %d; from `podman run` to named: p50 %v, max %v",
 		n, scope[n/2], scope[n-1], before, named[n/2], named[n-1])
+}
+
+// listenAs has this test listen for another one.
+const listenAs = "STOKER_TEST_LISTEN"
+
+// A socket whose path is a user's may have another user behind it: what that one says is not that user's.
+func TestAnotherUserListens(t *testing.T) {
+	if path := os.Getenv(listenAs); path != "" {
+		l, err := net.Listen("unix", path)
+		must(t, err)
+		conn, err := l.Accept()
+		must(t, err)
+		_, err = io.Copy(io.Discard, conn)
+		must(t, err)
+		return
+	}
+	dir, err := os.MkdirTemp("", "podman-")
+	must(t, err)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	must(t, os.Chmod(dir, 0o777))
+	program := filepath.Join(dir, "test") // the test's own directory may not be that user's to enter
+	own, err := os.Executable()
+	must(t, err)
+	b, err := os.ReadFile(own)
+	must(t, err)
+	must(t, os.WriteFile(program, b, 0o755))
+	const nobody = 65534
+	cmd := exec.Command(program, "-test.run", "^"+t.Name()+"$")
+	cmd.Dir = dir
+	cmd.Env = []string{listenAs + "=" + filepath.Join(dir, "s"), "PATH=/usr/bin:/bin"}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: nobody, Gid: nobody}}
+	out := &logBuffer{}
+	cmd.Stdout, cmd.Stderr = out, out
+	must(t, cmd.Start())
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	var conn net.Conn
+	eventually(t, "somebody listens", func() bool {
+		conn, err = dial(t.Context(), filepath.Join(dir, "s"), 1000)
+		return conn != nil || errors.Is(err, errNotOwner)
+	})
+	if conn != nil || !errors.Is(err, errNotOwner) {
+		t.Errorf("nobody passes for user 1000: %v, %v; it wrote:\n%s", conn, err, out)
+	}
 }

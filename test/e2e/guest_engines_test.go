@@ -30,7 +30,7 @@ func TestEnginesThatLetSystemdMakeCgroups(t *testing.T) {
 	boxes = append(boxes, box{docker, "/system.slice/docker-" + docker + ".scope",
 		map[string]string{"container_runtime": "docker", "container_name": "web", "service_name": "shop/web", "container_image": imageRef}})
 	podman := sh(t, "podman run -d --name db --network none --runtime crun --cgroup-manager systemd "+imageRef+" "+burner(2))
-	boxes = append(boxes, box{podman, "/machine.slice/libpod-" + podman + ".scope", 
+	boxes = append(boxes, box{podman, "/machine.slice/libpod-" + podman + ".scope",
 		map[string]string{"container_runtime": "podman", "container_name": "db", "container_image": imageRef}})
 	id := strings.Repeat("c0ffee12", 8)
 	sh(t, "ctr run -d --runc-systemd-cgroup --cgroup system.slice:nerdctl:"+id+" --label nerdctl/name=job "+imageRef+" "+id+" "+burner(3))
