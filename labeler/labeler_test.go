@@ -106,6 +106,9 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
+// podmanPod is a container in a pod of Podman's.
+var podmanPod = container.Container{ID: "0a", Runtime: "podman", Name: "web", Pod: container.Pod{Name: "blog", UID: "0b"}}
+
 // with changes a copy of a container.
 func with(c container.Container, change func(*container.Container)) container.Container {
 	c = c.Clone()
@@ -232,6 +235,8 @@ func TestRelabelRulesThatUsersWrite(t *testing.T) {
 		{"drop an image", `[{source_labels: [__meta_container_image], regex: ".*/nginx:.*", action: drop}]`, nerdctlCompose, true, nil},
 		{"drop another image", `[{source_labels: [__meta_docker_container_image], regex: "redis.*", action: drop}]`, docker, false,
 			map[string]string{"container_image": "payments/api:v3"}},
+		{"a pod of Podman's is none of Kubernetes'", `[{source_labels: [__meta_kubernetes_pod_phase], regex: .+, action: drop}, {source_labels: [__meta_docker_container_name],
+			target_label: was}]`, podmanPod, false, map[string]string{"pod": "blog", "was": "/web"}},
 		{"drop the finished", `[{source_labels: [__meta_kubernetes_pod_phase], regex: Pending|Succeeded|Failed|Completed, action: drop}]`, criPod, false, nil},
 		{"keep the running on this node", `[{source_labels: [__meta_kubernetes_pod_phase, __meta_kubernetes_pod_node_name], regex: Running;edge-3, action: keep}]`,
 			criPod, false, nil},

@@ -64,7 +64,7 @@ func (l *Labeler) offer(c *container.Container, service string, put func(name, v
 	each(own+"label_", own+"labelpresent_", c.Labels)
 	each(own+"annotation_", own+"annotationpresent_", c.Annotations)
 
-	pod := c.Pod.Name != ""
+	pod := c.Pod.Name != "" && c.Pod.Namespace != "" // Podman's pods have no namespace and are not Kubernetes'
 	// Rules written for Docker also fit what nerdctl and ctr start. They are kept away from containers of a pod, which
 	// Docker's discovery would not have shown, unless Docker runs them.
 	switch c.Runtime {

@@ -23,7 +23,7 @@ type Container struct {
 	Name string
 	// Image is the reference as the runtime spells it.
 	Image string
-	// Pod is set where CRI told us; the zero Pod means "not part of a pod".
+	// Pod is set where CRI told us, and for pods of Podman's, which have a name and a UID and no namespace; the zero Pod means "not part of a pod".
 	Pod Pod
 	// KubernetesContainer is the container's name inside its pod spec.
 	KubernetesContainer string
