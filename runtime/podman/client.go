@@ -51,8 +51,12 @@ const (
 	absentEvery = time.Second
 )
 
-// errService ends a connection to the files: a service may have come up.
-var errService = errors.New("a service has come up")
+var (
+	// errService ends a connection to the files: a service may have come up.
+	errService = errors.New("a service has come up")
+	// errServiceEnded is how a connection to a service ends: it leaves when nobody needs it. The files go on.
+	errServiceEnded = errors.New("the service has ended")
+)
 
 // client follows the Podman of one user.
 type client struct {
@@ -86,7 +90,7 @@ type times struct {
 }
 
 type counts struct {
-	malformed, describeErrors, unlocated, users atomic.Uint64
+	malformed, describeErrors, unlocated, users, hints atomic.Uint64
 }
 
 // userSocket is where a user's service listens.
@@ -141,6 +145,7 @@ func (c *client) hint(m conmon) {
 	select {
 	case c.hints <- m:
 	default:
+		c.n.hints.Add(1)
 	}
 }
 
@@ -212,7 +217,7 @@ func (t *table) Connect(ctx context.Context) (connection, error) {
 	if !serving && !t.there() {
 		return connection{}, fmt.Errorf("%s: %w", t.address, fs.ErrNotExist)
 	}
-	return connection{Receive: t.watch, List: t.list, About: []any{"service", "none"}}, nil
+	return connection{Receive: t.watch, List: t.list}, nil
 }
 
 func (t *table) connectService(ctx context.Context) (connection, error) {
@@ -226,6 +231,7 @@ func (t *table) connectService(ctx context.Context) (connection, error) {
 		return connection{}, err
 	}
 	t.api = a
+	t.log.Info("Podman's service is followed", "address", t.address, "api", a.version)
 	return connection{
 		Receive: func(ctx context.Context, take func(event)) error {
 			ctx, cancel := context.WithCancel(ctx)
@@ -240,6 +246,9 @@ func (t *table) connectService(ctx context.Context) (connection, error) {
 			err := parseEvents(body, a.event, func(e logEvent) { take(event{said: e}) }, t.complain)
 			cancel()
 			<-hints
+			if errors.Is(err, io.EOF) && !t.failed.Load() {
+				return errServiceEnded
+			}
 			return fmt.Errorf("receive events: %w", err)
 		},
 		List: func(ctx context.Context) (listed, error) {
@@ -259,7 +268,6 @@ func (t *table) connectService(ctx context.Context) (connection, error) {
 			body.Close()
 			a.close()
 		},
-		About: []any{"service", t.address, "api", a.version},
 	}, nil
 }
 
@@ -301,7 +309,10 @@ func (c *client) Explain(err error) (follow.Trouble, error) {
 	wrap := func(what, remedy string) error { return fmt.Errorf("%s at %s: %w; %s", what, c.address, err, remedy) }
 	switch {
 	case errors.Is(err, errService):
-		return follow.Broken, err
+		return follow.Over, err
+	case errors.Is(err, errServiceEnded):
+		c.log.Info("Podman's service has ended; its files are followed")
+		return follow.Over, err
 	case errors.Is(err, fs.ErrNotExist):
 		return follow.Absent, wrap("no Podman", "it is followed as soon as there is one; or set runtimes.podman.address to off")
 	case errors.Is(err, fs.ErrPermission):

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -132,8 +133,9 @@ func parseConmon(cmdline []byte) (c conmon, ok bool) {
 
 // processes reads /proc. It may be used by any goroutine.
 type processes struct {
-	h    cgroupfs.Hierarchy
-	boot func() time.Time // when the machine started
+	h          cgroupfs.Hierarchy
+	boot       func() time.Time // when the machine started
+	unreadable atomic.Uint64    // conmons that we may not look at: CAP_SYS_PTRACE is missing
 
 	mu    sync.Mutex // protects what follows
 	at    time.Time
@@ -305,6 +307,9 @@ func (p *processes) conmon(pid int) (c conmon, ok bool) {
 // here reports whether a process is in our pid namespace, which is the host's: an agent in another one sees no pids of use.
 func (p *processes) here(pid int) bool {
 	theirs, err := os.Readlink(p.path(pid, "ns/pid"))
+	if errors.Is(err, os.ErrPermission) {
+		p.unreadable.Add(1)
+	}
 	if err != nil {
 		return false
 	}

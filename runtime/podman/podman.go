@@ -133,6 +133,7 @@ func (p *Podman) Hint(c container.Container) {
 	select {
 	case p.hints <- c.ID:
 	default: // it is found by the next look
+		p.n.hints.Add(1)
 	}
 }
 
@@ -319,7 +320,7 @@ func (p *Podman) Status() container.Status {
 func (p *Podman) Counts() map[string]uint64 {
 	counts := map[string]uint64{
 		"malformed": p.n.malformed.Load(), "describe_failed": p.n.describeErrors.Load(), "cgroup_not_found": p.n.unlocated.Load(),
-		"too_many_users": p.n.users.Load(), "connect": 0, "event": 0, "overflow": 0, "list": 0, "list_failed": 0,
+		"too_many_users": p.n.users.Load(), "hint_lost": p.n.hints.Load(), "process_not_readable": p.procs.unreadable.Load(), "connect": 0, "event": 0, "overflow": 0, "list": 0, "list_failed": 0,
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

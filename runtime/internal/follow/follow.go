@@ -40,6 +40,8 @@ const (
 	// Absent: there is nothing to connect to. Looked for again every AbsentEvery, for looking costs a system call. No trouble
 	// where nobody said that there would be.
 	Absent
+	// Over: the connection has ended as it may, and the next one is as good: nothing is wrong, Status and log stay as they are.
+	Over
 	// Barred: the engine, or the kernel, refuses to let us in. Tried again with back-off; meanwhile an [Idler] may help itself.
 	Barred
 )
@@ -225,8 +227,10 @@ func (l *Loop[E, L]) Run(ctx context.Context, emit func(container.Event), engine
 		if idle {
 			err = idler.Idle(why)
 		}
-		l.lost(ctx, trouble, err)
-		if trouble != Broken {
+		if trouble != Over {
+			l.lost(ctx, trouble, err)
+		}
+		if trouble == Absent || trouble == Barred {
 			l.settle(false) // whoever waits for the first list need not wait for us
 		}
 		for wait > 0 {

@@ -114,9 +114,14 @@ func (e *engine) Compare(all []string) int {
 	return len(all)
 }
 
+// errOver ends a connection that may end.
+var errOver = errors.New("over")
+
 func (e *engine) Explain(err error) (Trouble, error) {
 	explained := fmt.Errorf("explained: %w", err)
 	switch {
+	case errors.Is(err, errOver):
+		return Over, explained
 	case errors.Is(err, fs.ErrNotExist):
 		return Absent, explained
 	case errors.Is(err, fs.ErrPermission):
@@ -287,6 +292,21 @@ func TestALostConnectionIsMadeAgainAndCompared(t *testing.T) {
 			t.Error("Disconnected was not called")
 		}
 	})
+}
+
+func TestAConnectionThatMayEndIsNoTrouble(t *testing.T) {
+	e := newEngine()
+	e.has["a"] = true
+	r := run(t, e, e.loop)
+	r.until(t, "a")
+	eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
+	before := e.loop.Status()
+	e.with(func() { e.has["b"] = true })
+	e.broken <- errOver
+	r.until(t, "a", "b")
+	if st := e.loop.Status(); st != before {
+		t.Errorf("status %+v, before %+v", st, before)
+	}
 }
 
 func TestAListThatFailsIsMadeAgain(t *testing.T) {
