@@ -213,7 +213,7 @@ func (w *walk) piece(code []byte, base, from, to Address, begins bool) {
 	inner := *w.b
 	w.b.from, w.b.to = from, to
 	rows := []Row{{from, Rule{}}}
-	if !w.f.arch.link && (w.f.table.n+uint64(len(w.f.ehIndex)+len(w.f.dbIndex)) < fewEntries || to-from < PageBytes) {
+	if !w.f.arch.link {
 		var good, refused int
 		rows, good, refused = scan(code, base, from, to, begins)
 		w.stats.Scanned += good

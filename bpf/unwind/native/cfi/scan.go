@@ -13,10 +13,6 @@ const (
 	scanContext = 16 << 10
 	// maxScanSteps bounds the instructions followed for one piece; a page of code has some 16,000.
 	maxScanSteps = 1 << 18
-	// fewEntries: a file with fewer has no call frame information for its own code, only for what the compiler's startup files
-	// and the linker brought along: musl, and what is built with -fno-asynchronous-unwind-tables. In a file with more, a hole as
-	// large as a page is not compiled code (V8 keeps its builtins in one), and is not looked at.
-	fewEntries = 64
 )
 
 // flow says where an instruction leads.
@@ -45,6 +41,7 @@ type instruction struct {
 	owner   int32 // which follow visited it
 	weak    bool  // visited behind a call, which perhaps does not return
 	nop     bool
+	saves   bool // pushes a register that belongs to the caller: nobody does but at the beginning
 	entry   bool // endbr64: an indirect call or jump leads here
 	effect  effect
 	operand int32
@@ -109,7 +106,8 @@ func scan(code []byte, base, from, to Address, begins bool) (rows []Row, functio
 			continue
 		}
 		if ended && !n.visited && !n.branch && n.flow != flowBad {
-			if !s.function(int32(i), s.list[i].at&15 == s.align && s.list[i].begins()) && indirect >= 0 {
+			sure := n.saves || n.begins() && n.at&15 == s.align
+			if !s.function(int32(i), sure) && indirect >= 0 {
 				s.block(int32(i), s.list[indirect].state)
 			}
 		}
@@ -152,6 +150,8 @@ func scan(code []byte, base, from, to Address, begins bool) (rows []Row, functio
 func (t *stackState) rule() Rule {
 	r := Rule{Kind: Normal, Base: X86SP, CFA: t.depth, RA: AtCFA, RAAt: -8}
 	switch {
+	case t.framed && t.frame == 16 && t.fp == 16: // whatever other ways to here have done to the stack pointer
+		r.Base, r.CFA = X86FP, t.frame
 	case t.known:
 	case t.framed:
 		r.Base, r.CFA = X86FP, t.frame
@@ -281,6 +281,10 @@ func (s *scanner) one(at int, n *instruction) int {
 		n.flow = flowEnd
 	case x86asm.PUSH:
 		n.effect, n.operand = effectPush, number(x.Args[0])
+		switch x.Args[0] {
+		case x86asm.RBX, x86asm.RBP, x86asm.R12, x86asm.R13, x86asm.R14, x86asm.R15:
+			n.saves = true
+		}
 	case x86asm.PUSHF, x86asm.PUSHFQ:
 		n.effect, n.operand = effectPush, -1
 	case x86asm.POP:
@@ -357,7 +361,7 @@ func number(a x86asm.Arg) int32 {
 
 // begins says whether an instruction looks like a function's first.
 func (n *instruction) begins() bool {
-	return n.entry || n.effect == effectPush || n.effect == effectSub && n.operand > 0 || n.flow == flowIndirect
+	return n.entry || n.saves || n.effect == effectSub && n.operand > 0 || n.flow == flowIndirect
 }
 
 // function follows a function from its first instruction, and says whether it is one. sure: somebody calls it, so it
@@ -516,6 +520,8 @@ func (s *scanner) line(first int32, p pending) bool {
 					return fail() // a tail call with things on the stack
 				}
 				s.returns++
+			} else if n.flow == flowJump && n.target != outside && st.known && st.depth == 8 {
+				s.returns++ // a tail call far away
 			}
 			if n.flow == flowJump {
 				return true

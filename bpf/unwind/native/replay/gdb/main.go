@@ -3,8 +3,8 @@
 //	go run ./bpf/unwind/native/replay/gdb -n 1000 -- openssl speed -seconds 100 rsa2048
 //
 // It starts the program, lets gdb stop it, unwinds both ways from the same registers and stack, prints how many stacks are
-// equal and the first that are not, and ends the program. Inlined frames, which gdb makes up from debug information, do not
-// count. The program should not read the terminal, nor end by itself.
+// equal and the first that are not, and ends the program. Inlined frames and those of tail calls, which gdb makes up from debug
+// information, do not count. The program should not read the terminal, nor end by itself.
 package main
 
 import (

@@ -26,7 +26,7 @@ with open(out, "w") as lines, open("/proc/%d/mem" % pid, "rb", 0) as memory:
         registers = [value(n) for n in names]
         pcs, f = [], frame
         while f is not None and f.is_valid() and len(pcs) < 300:
-            if f.type() != gdb.INLINE_FRAME:
+            if f.type() not in (gdb.INLINE_FRAME, gdb.TAILCALL_FRAME):
                 pcs.append(f.pc())
             try:
                 f = f.older()
