@@ -246,6 +246,9 @@ func (t *table) connectService(ctx context.Context) (connection, error) {
 			err := parseEvents(body, a.event, func(e logEvent) { take(event{said: e}) }, t.complain)
 			cancel()
 			<-hints
+			if errors.Is(err, errTooLong) {
+				t.failed.Store(true)
+			}
 			if errors.Is(err, io.EOF) && !t.failed.Load() {
 				return errServiceEnded
 			}

@@ -41,7 +41,6 @@ type found struct {
 	at     place
 	spec   spec
 	d      description
-	err    error // why d is not all there is
 }
 
 // listed is all that runs.
@@ -53,8 +52,7 @@ type listed struct {
 // entry is what is known about one container that runs.
 type entry struct {
 	found
-	c     container.Container // as it was told
-	said  bool                // a service described it
+	said  bool // a service described it
 	round uint64
 }
 
@@ -277,9 +275,9 @@ func (t *table) read(ctx context.Context, m conmon, at place) found {
 	f.d.pod = cmp.Or(f.d.pod, pod)
 	// libpod names a pod's pause container so, and its own annotations say nothing (libpod/runtime_pod_infra_linux.go).
 	f.d.infra = validID(f.d.pod) && f.d.name == f.d.pod[:12]+"-infra"
-	if f.err = errors.Join(errs...); f.err != nil {
+	if err := errors.Join(errs...); err != nil {
 		t.n.malformed.Add(1)
-		t.log.Debug("part of what Podman's files say about a container is not understood", "container", m.id, "err", f.err)
+		t.log.Debug("part of what Podman's files say about a container is not understood", "container", m.id, "err", err)
 	}
 	return f
 }
@@ -401,7 +399,6 @@ func (t *table) tell(e *entry) {
 	if at.cgroupID == 0 {
 		c.NoCgroup = t.noCgroup(e)
 	}
-	e.c = c
 	// While a service is there, what the files say is not all.
 	t.loop.Say(container.Event{Type: container.Upsert, Complete: t.api == nil || e.said, Container: c})
 }
