@@ -43,6 +43,7 @@ type Spec struct {
 // Runner has the root file system that all its containers share, read-only.
 type Runner struct {
 	dir, parent string
+	base        []byte // runc's own example of a configuration
 
 	mu      sync.Mutex      // protects cgroups
 	cgroups map[string]bool // to be removed
@@ -71,19 +72,16 @@ func New(dir string) (*Runner, error) {
 			return nil, err
 		}
 	}
+	if out, err := exec.Command("runc", "spec", "--bundle", dir).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("runc spec: %w: %s", err, out)
+	}
+	if r.base, err = os.ReadFile(filepath.Join(dir, "config.json")); err != nil {
+		return nil, err
+	}
 	return r, nil
 }
 
 func (r *Runner) rootfs() string { return filepath.Join(r.dir, "rootfs") }
-
-// Add puts a program of the host into the root file system, before any container runs.
-func (r *Runner) Add(from, to string) error {
-	b, err := os.ReadFile(from)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(r.rootfs(), to), b, 0o755)
-}
 
 // Cgroup returns the cgroup of a container.
 func (r *Runner) Cgroup(s Spec) string {
@@ -98,17 +96,8 @@ func (r *Runner) bundle(s Spec) (string, error) {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return "", err
 	}
-	cmd := exec.Command("runc", "spec", "--bundle", dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("runc spec: %w: %s", err, out)
-	}
-	path := filepath.Join(dir, "config.json")
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return "", err
-	}
 	var config map[string]any
-	if err := json.Unmarshal(b, &config); err != nil {
+	if err := json.Unmarshal(r.base, &config); err != nil {
 		return "", fmt.Errorf("runc spec: %w", err)
 	}
 	process := config["process"].(map[string]any)
@@ -121,10 +110,11 @@ func (r *Runner) bundle(s Spec) (string, error) {
 	if s.CreateRuntime != nil {
 		config["hooks"] = map[string]any{"createRuntime": s.CreateRuntime}
 	}
-	if b, err = json.Marshal(config); err != nil {
+	b, err := json.Marshal(config)
+	if err != nil {
 		return "", err
 	}
-	if err := os.WriteFile(path, b, 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, "config.json"), b, 0o644); err != nil {
 		return "", err
 	}
 	r.mu.Lock()
@@ -144,67 +134,16 @@ func (r *Runner) runc(ctx context.Context, args ...string) ([]byte, error) {
 	return out.Bytes(), nil
 }
 
-// Run runs a container to its end and returns what it wrote, how long its creation took, with its hooks, and how long all did.
-func (r *Runner) Run(ctx context.Context, s Spec) (out []byte, create, all time.Duration, err error) {
+// Run runs a container to its end and returns what it wrote and how long that took.
+func (r *Runner) Run(ctx context.Context, s Spec) (out []byte, took time.Duration, err error) {
 	dir, err := r.bundle(s)
 	if err != nil {
-		return nil, 0, 0, err
+		return nil, 0, err
 	}
 	defer os.RemoveAll(dir)
-	// What the container writes goes to a file: runc create hands its own standard output on.
-	f, err := os.Create(filepath.Join(dir, "out"))
-	if err != nil {
-		return nil, 0, 0, err
-	}
-	defer f.Close()
 	began := time.Now()
-	cmd := exec.CommandContext(ctx, "runc", "--root", filepath.Join(r.dir, "runc"), "create", "--bundle", dir, s.ID)
-	cmd.Stdout, cmd.Stderr = f, f
-	if err := cmd.Run(); err != nil {
-		text, _ := os.ReadFile(f.Name())
-		return text, 0, 0, fmt.Errorf("runc create: %w: %s", err, text)
-	}
-	create = time.Since(began)
-	defer func() {
-		_, deleted := r.runc(context.WithoutCancel(ctx), "delete", "--force", s.ID)
-		err = errors.Join(err, deleted)
-	}()
-	if _, err := r.runc(ctx, "start", s.ID); err != nil {
-		return nil, create, 0, err
-	}
-	pid, err := r.PID(ctx, s.ID)
-	if err != nil {
-		return nil, create, 0, err
-	}
-	for ended := pid == 0; !ended; time.Sleep(time.Millisecond) {
-		if ctx.Err() != nil {
-			return nil, create, 0, ctx.Err()
-		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		ended = err != nil || bytes.Contains(stat, []byte(") Z "))
-	}
-	all = time.Since(began)
-	out, err = os.ReadFile(f.Name())
-	return out, create, all, err
-}
-
-// PID is the first process of a container, 0 once it has ended.
-func (r *Runner) PID(ctx context.Context, id string) (int, error) {
-	out, err := r.runc(ctx, "state", id)
-	if err != nil {
-		return 0, err
-	}
-	var state struct {
-		PID    int    `json:"pid"`
-		Status string `json:"status"`
-	}
-	if err := json.Unmarshal(out, &state); err != nil {
-		return 0, fmt.Errorf("runc state: %w", err)
-	}
-	if state.Status == "stopped" {
-		return 0, nil
-	}
-	return state.PID, nil
+	out, err = r.runc(ctx, "run", "--bundle", dir, s.ID)
+	return out, time.Since(began), err
 }
 
 // Start creates and starts a container; the returned function ends and deletes it.

@@ -27,6 +27,7 @@ const (
 	DeepOmit   = "deep-omit"   // Deep without frame pointers
 	Idle       = "idle"        // sleeps
 	Nothing    = "nothing"     // ends at once
+	Now        = "now"         // now PROGRAM [ARGUMENT…]: prints the time and becomes the program
 	Burn       = "burn"        // burn MILLISECONDS [NUMBER]
 	Spawn      = "spawn"       // spawn COUNT PARALLEL PROGRAM [ARGUMENT…]
 	Kernel     = "kernel"      // time in system calls
@@ -59,6 +60,7 @@ var how = map[string][]string{
 	DeepOmit:   append([]string{"gcc", "-static", "deep.c"}, omit...),
 	Idle:       {"gcc", "-static", "idle.c"},
 	Nothing:    {"gcc", "-static", "nothing.c"},
+	Now:        {"gcc", "-static", "now.c"},
 	Burn:       {"gcc", "-static", "burn.c"},
 	Spawn:      {"gcc", "-static", "spawn.c"},
 	Kernel:     {"gcc", "-static", "kernel.c"},
