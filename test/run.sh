@@ -46,7 +46,7 @@ need_root() {
 # state: what lanes that start daemons and load programs could leave behind.
 state() {
 	{
-		find /tmp -maxdepth 1 -type d -name 'stoker-*'
+		find /tmp /var/lib -maxdepth 1 -type d -name 'stoker-*'
 		awk '$5 ~ /stoker/ {print "mount " $5}' /proc/self/mountinfo
 		find /sys/fs/cgroup -type d \( -name 'stoker-*' -o -path '*/docker/*' -o -path '*/kubepods/*' -o -path '*/libpod_parent/*' \) 2>/dev/null
 		ps -eo pid=,comm= | awk '$2 ~ /^(containerd|containerd-shim|dockerd|podman|conmon|runc|crun|stoker|demo|qemu-system)/ {print "process " $1 " " $2}'

@@ -19,7 +19,6 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
-	"github.com/stoker-profiler/stoker/hook/oci/wire"
 	"github.com/stoker-profiler/stoker/test/containerdtest"
 	"github.com/stoker-profiler/stoker/test/critest"
 	"github.com/stoker-profiler/stoker/test/workload"
@@ -56,7 +55,7 @@ func (b *bench) starts(ctx context.Context, rounds int) (err error) {
 	hooked := func(program string) critest.Options {
 		return critest.Options{BaseSpec: func(s *specs.Spec) {
 			within := 2 // seconds
-			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: program, Env: []string{wire.SocketVariable + "=" + socket}, Timeout: &within}}}
+			s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: program, Env: hookEnv(socket), Timeout: &within}}}
 		}}
 	}
 	nothing := &way{name: "containerd's events"}
@@ -97,6 +96,9 @@ func (b *bench) starts(ctx context.Context, rounds int) (err error) {
 	if err := a.connected(ctx); err != nil {
 		return err
 	}
+	if err := hookAlone(ctx, "the agent runs", empty, b.hook, socket); err != nil {
+		return err
+	}
 	if err := measureStarts(ctx, rounds, "the agent runs", all); err != nil {
 		return err
 	}
@@ -111,6 +113,9 @@ func (b *bench) starts(ctx context.Context, rounds int) (err error) {
 		return err
 	}
 	if err := a.stop(); err != nil {
+		return err
+	}
+	if err := hookAlone(ctx, "there is no agent", empty, b.hook, socket); err != nil {
 		return err
 	}
 	return measureStarts(ctx, rounds, "there is no agent", []*way{emptyHook, hook})
