@@ -28,6 +28,7 @@ import (
 	"github.com/stoker-profiler/stoker/runtime/docker"
 	"github.com/stoker-profiler/stoker/runtime/podman"
 	"github.com/stoker-profiler/stoker/runtime/registry"
+	"github.com/stoker-profiler/stoker/runtime/systemd"
 	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/sink/pyroscope"
 	"github.com/stoker-profiler/stoker/sink/store"
@@ -51,7 +52,8 @@ type agent struct {
 	sampler    *sampler.Sampler
 	registry   *registry.Registry
 	sources    []container.Source
-	kernel     *symbol.Kernel // nil: kernel addresses have no names; kernelErr says why
+	units      *systemd.Source // one of the sources: it is told of a new configuration
+	kernel     *symbol.Kernel  // nil: kernel addresses have no names; kernelErr says why
 	kernelErr  error
 	files      *symbol.Cache
 	symbolizer *unwind.Symbolizer
@@ -172,7 +174,8 @@ func (a *agent) newSources() ([]container.Source, error) {
 	if socket := a.cfg.Runtimes.Hook.Socket; socket != config.Off {
 		sources = append(sources, oci.New(oci.Config{Socket: socket, Hierarchy: a.hierarchy, Log: a.log}))
 	}
-	return append(sources, cgroupfs.NewScanner(a.hierarchy, a.log)), nil
+	a.units = systemd.New(systemd.Config{Patterns: a.cfg.Systemd, Hierarchy: a.hierarchy, Log: a.log})
+	return append(sources, a.units, cgroupfs.NewScanner(a.hierarchy, a.log)), nil
 }
 
 // runAgent is `stoker run`: it blocks until ctx ends, then writes the open window and returns. reload reads the configuration
@@ -405,6 +408,7 @@ func (a *agent) watchReload(ctx context.Context, reload <-chan config.Config) {
 			}
 			a.labeler.Store(l)
 			a.registry.SetTargets(targetRules(cfg), labelPolicy(cfg))
+			a.units.SetPatterns(cfg.Systemd)
 			a.log.Info("configuration reloaded")
 		}
 	}

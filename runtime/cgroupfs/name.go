@@ -30,7 +30,7 @@ type Name struct {
 	Namespace string
 	// PodUID is the Kubernetes pod's uid with dashes, where the path has it.
 	PodUID string
-	// Unit is the systemd service that a Podman container runs in.
+	// Unit is the systemd service that a Podman container runs in, or the service itself.
 	Unit string
 	// Path is the container's own cgroup: the path that was parsed, or one above it.
 	Path string
@@ -38,7 +38,7 @@ type Name struct {
 
 // Named reports whether the id is the name that people gave the container, so that nobody has more to say about it.
 func (n Name) Named() bool {
-	return n.Runtime == "lxc" || n.Runtime == "nspawn" || n.Runtime == "libvirt" || n.Runtime == "talos"
+	return n.Kind == KindService || n.Runtime == "lxc" || n.Runtime == "nspawn" || n.Runtime == "libvirt" || n.Runtime == "talos"
 }
 
 // ParsePath tells whose cgroup it is, from its path below the root of a hierarchy. Cgroups below a container's belong to the

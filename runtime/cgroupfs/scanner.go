@@ -40,14 +40,29 @@ const maxContainers = 16384
 // maxDepth bounds the walk; the kernel itself allows deeper trees, runtimes make about eight levels.
 const maxDepth = 64
 
+// Judge says what a cgroup is to a Scanner: whether it is told of and under which name, and whether those below it are looked at.
+// It is called with the path below the root of the hierarchy, for a cgroup only if all above it were looked into.
+type Judge func(path string) (n Name, found, below bool)
+
+// judgeContainer takes containers, and does not look into them.
+func judgeContainer(p string) (n Name, found, below bool) {
+	if n, ok := ParsePath(p); ok && n.Kind == KindContainer {
+		return n, n.Path == p, false
+	}
+	return Name{}, false, !helper(path.Base(p))
+}
+
 // Scanner is a source of containers that reads the cgroup tree and watches it with inotify. It finds a container when its
 // cgroup is made, which is before it has a process, and knows nothing of it but the runtime's and the container's id from
 // the path. Hence its events are Inferred, and not Complete unless the id is all there is to know (LXC, nspawn): the registry
 // waits for somebody who knows more, and after a while goes on with what it has.
 //
-// Containers of systemd services are not its business; cgroups below a container's are not looked at.
+// Systemd's services are no business of the Scanner that NewScanner returns, and it does not look below a container's cgroup.
 type Scanner struct {
 	h      Hierarchy
+	name   string
+	judge  Judge
+	again  chan struct{}
 	log    *slog.Logger
 	rescan time.Duration
 	now    func() time.Time
@@ -73,16 +88,30 @@ var (
 	_ container.CountReporter  = (*Scanner)(nil)
 )
 
-// NewScanner returns a Scanner of a hierarchy. A nil log discards.
+// NewScanner returns a Scanner that finds the containers of a hierarchy. A nil log discards.
 func NewScanner(h Hierarchy, log *slog.Logger) *Scanner {
+	return NewJudged(sourceName, h, judgeContainer, log)
+}
+
+// NewJudged returns a Scanner with a name of its own that finds what judge says. judge is called in the goroutine of Run.
+func NewJudged(name string, h Hierarchy, judge Judge, log *slog.Logger) *Scanner {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Scanner{h: h, log: log.With("source", sourceName), rescan: rescanEvery, now: time.Now}
+	return &Scanner{h: h, name: name, judge: judge, again: make(chan struct{}, 1), log: log.With("source", name), rescan: rescanEvery, now: time.Now}
 }
 
 // Name implements [container.Source].
-func (s *Scanner) Name() string { return sourceName }
+func (s *Scanner) Name() string { return s.name }
+
+// Rescan makes Run read the whole tree again, soon: for a Judge that has changed its mind. What it no longer takes is told to be
+// gone.
+func (s *Scanner) Rescan() {
+	select {
+	case s.again <- struct{}{}:
+	default: // it will anyway
+	}
+}
 
 // Status implements [container.StatusReporter]. Not connected means that only the rescan works.
 func (s *Scanner) Status() container.Status {
@@ -174,6 +203,10 @@ func (s *Scanner) Run(ctx context.Context, emit func(container.Event)) error {
 			if err := c.walk(); err != nil {
 				return err
 			}
+		case <-s.again:
+			if err := c.walk(); err != nil {
+				return err
+			}
 		case <-settle.C:
 			c.settle()
 			settle.Reset(settleAfter / 2)
@@ -238,13 +271,11 @@ func (c *scan) visit(p string, depth int, walking bool) {
 	if depth > maxDepth {
 		return
 	}
-	if n, ok := ParsePath(p); ok && n.Kind == KindContainer {
-		if n.Path == p {
-			c.container(p, n, walking)
-		}
-		return
+	n, found, below := c.judge(p)
+	if found {
+		c.container(p, n, walking)
 	}
-	if helper(path.Base(p)) {
+	if !below {
 		return
 	}
 	dir := c.h.Dir(p)
@@ -313,7 +344,7 @@ func (c *scan) container(p string, n Name, walking bool) {
 			c.dropped.Add(1)
 			return
 		}
-		f = &found{id: id, name: n, due: c.now().Add(settleAfter)}
+		f = &found{id: id, name: n, due: c.now().Add(settleAfter), settled: n.Kind == KindService}
 		c.found[p] = f
 		delete(c.empty, p)
 		if walking {
@@ -353,7 +384,7 @@ func (c *scan) settle() {
 	for p, until := range c.empty {
 		switch {
 		case c.h.populated(p):
-			if n, ok := ParsePath(p); ok {
+			if n, found, _ := c.judge(p); found {
 				c.container(p, n, false)
 			}
 			delete(c.empty, p)

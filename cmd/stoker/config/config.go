@@ -25,6 +25,7 @@ const DefaultFile = "/etc/stoker/stoker.yaml"
 type Config struct {
 	Sampling        Sampling          `yaml:"sampling"`
 	Targets         []Rule            `yaml:"targets" live:"true" help:"which containers are profiled; the first rule that matches wins; what none matches is profiled only if all rules exclude"`
+	Systemd         []string          `yaml:"systemd" live:"true" help:"units of systemd that are profiled like containers: names of services and scopes, * and ? stand for any characters; also those of users"`
 	Relabel         []*relabel.Config `yaml:"relabel_configs" live:"true" help:"Prometheus relabeling rules over __meta_container_*, __meta_docker_* and __meta_kubernetes_pod_*"`
 	Labels          map[string]string `yaml:"labels" live:"true" help:"labels put on every profile"`
 	Store           Store             `yaml:"store"`
@@ -196,7 +197,6 @@ const (
 // notYet are keys of the configuration's contract that this version does not act on. They are refused rather than ignored,
 // for a key that does nothing is worse than an error.
 var notYet = map[string]string{
-	"systemd":             "profiling systemd services",
 	"pyroscope.symbolize": "leaving symbols to the server",
 }
 

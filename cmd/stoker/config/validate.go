@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/prometheus/common/model"
+
+	"github.com/stoker-profiler/stoker/runtime/systemd"
 )
 
 var (
@@ -37,6 +39,11 @@ func (c *Config) Validate() error {
 	}
 	for i, r := range c.Targets {
 		r.validate(elementPath("targets", i, len(c.Targets)), bad)
+	}
+	for i, p := range c.Systemd {
+		if err := systemd.CheckPattern(p); err != nil {
+			bad(elementPath("systemd", i, len(c.Systemd)), "%v", err)
+		}
 	}
 	for i, r := range c.Relabel {
 		// Pyroscope hides names that are not of the classic form.
