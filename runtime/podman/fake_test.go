@@ -99,12 +99,6 @@ func (b *bench) emit(e container.Event) {
 	}
 }
 
-func (b *bench) sandboxes() int {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.pause)
-}
-
 func (b *bench) run() {
 	b.t.Helper()
 	startSource(b.t, b.source, b.emit)
@@ -147,17 +141,6 @@ func (b *bench) find(id string) (registry.Record, bool) {
 		}
 	}
 	return found, ok
-}
-
-// count is how many records there are of a container.
-func (b *bench) count(id string) int {
-	n := 0
-	for _, rec := range b.List() {
-		if rec.ID == id {
-			n++
-		}
-	}
-	return n
 }
 
 func (b *bench) state(id string, want registry.State) registry.Record {

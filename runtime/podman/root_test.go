@@ -246,3 +246,20 @@ func TestAnotherUserListens(t *testing.T) {
 		t.Errorf("nobody passes for user 1000: %v, %v; it wrote:\n%s", conn, err, out)
 	}
 }
+
+// count is how many records there are of a container.
+func (b *bench) count(id string) int {
+	n := 0
+	for _, rec := range b.List() {
+		if rec.ID == id {
+			n++
+		}
+	}
+	return n
+}
+
+func (b *bench) sandboxes() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return len(b.pause)
+}
