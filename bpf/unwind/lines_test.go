@@ -1,6 +1,7 @@
 package unwind_test
 
 import (
+	"encoding/binary"
 	"fmt"
 	"os"
 	"os/exec"
@@ -137,5 +138,43 @@ func TestPerfMapNamesGeneratedCode(t *testing.T) {
 	}
 	if got := names(b.stack(p.id, scope, nil, frame(at+0x10, false), frame(at+0x101, true))); got != "Eval:new Script:~main" {
 		t.Errorf("got %s", got)
+	}
+}
+
+// jitDump is what a runtime writes for perf: one function (jitdump-specification.txt in the kernel's tools/perf/Documentation).
+func jitDump(pid uint32, start uint64, name string) []byte {
+	le := binary.LittleEndian
+	var b []byte
+	for _, v := range []uint32{0x4a695444, 1, 40, 62, 0, pid} {
+		b = le.AppendUint32(b, v)
+	}
+	b = append(b, make([]byte, 16)...)
+	code := make([]byte, 0x80)
+	b = le.AppendUint32(b, 0)
+	b = le.AppendUint32(b, uint32(16+40+len(name)+1+len(code)))
+	b = append(b, make([]byte, 8)...)
+	b = le.AppendUint32(le.AppendUint32(b, pid), pid)
+	for _, v := range []uint64{start, start, uint64(len(code)), 1} {
+		b = le.AppendUint64(b, v)
+	}
+	return append(append(append(b, name...), 0), code...)
+}
+
+// A JIT dump is found by the page of it that the runtime has mapped, as perf finds it, wherever it lies.
+func TestJITDumpNamesGeneratedCode(t *testing.T) {
+	p := start(t, exec.Command(build(t, "target", "target.c", "-pthread")))
+	dir := t.TempDir()
+	data, dump := filepath.Join(dir, "code.bin"), filepath.Join(dir, fmt.Sprintf("jit-%d.dump", p.id.PID))
+	if err := os.WriteFile(data, make([]byte, 8192), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	at := p.do("map %s 0 2000 0", data)
+	if err := os.WriteFile(dump, jitDump(p.id.PID, at, "Handler.serve"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	p.do("map %s 0 1000 0", dump)
+	got := newBench(t, nil).stack(p.id, scope, nil, frame(at+0x10, false), frame(at+0x101, true))
+	if names(got) != "Handler.serve [jit]" {
+		t.Errorf("got %s", names(got))
 	}
 }

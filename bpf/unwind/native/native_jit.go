@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -16,7 +17,8 @@ import (
 )
 
 // This file names code that a program made while it ran, where its runtime writes down what it made: the perf map that node
-// --perf-basic-prof, JVM agents, .NET (DOTNET_PerfMapEnabled) and others leave in the container's /tmp. It is read in the background,
+// --perf-basic-prof, JVM agents, .NET (DOTNET_PerfMapEnabled) and others leave in the container's /tmp, or the JIT dump of node
+// --perf-prof and others. It is read in the background,
 // when code without a name was sampled, and again when it has changed.
 
 const (
@@ -121,21 +123,33 @@ func (a *attachment) readPerfMap() bool {
 	r := &perfRead{done: make(chan struct{})}
 	p.read = r
 	a.s.perf.reading = append(a.s.perf.reading, a)
-	reader, pid, before := a.s.env.Reader, a.p.ID().PID, p.state
+	reader, pid, code, before := a.s.env.Reader, a.p.ID().PID, a.p.Maps().Code(), p.state
 	go func() {
 		defer close(r.done)
-		r.codes, r.state, r.err = openPerfMap(reader, pid, before)
+		r.codes, r.state, r.err = openPerfMap(reader, pid, code, before)
 	}()
 	return true
 }
 
-// openPerfMap reads the perf map of a process, nil if it is as it was before.
-func openPerfMap(reader process.Reader, pid uint32, before perfState) (*symbol.PerfMap, perfState, error) {
+// openPerfMap reads the perf map of a process, or the JIT dump that it has mapped, nil if it is as it was before.
+func openPerfMap(reader process.Reader, pid uint32, code []process.Mapping, before perfState) (*symbol.PerfMap, perfState, error) {
 	inside, owner, err := reader.Self(pid)
 	if err != nil {
 		return nil, before, err
 	}
+	read := symbol.ReadPerfMap
 	f, err := symbol.OpenInRoot(reader.RootOf(pid), fmt.Sprintf("/tmp/perf-%d.map", inside))
+	if errors.Is(err, os.ErrNotExist) {
+		// Whoever writes a JIT dump maps a page of it as code, so that perf learns its path.
+		name := fmt.Sprintf("jit-%d.dump", inside)
+		for i := range code {
+			if code[i].Backed() && path.Base(code[i].Path) == name {
+				read = symbol.ReadJITDump
+				f, err = reader.Open(pid, &code[i])
+				break
+			}
+		}
+	}
 	if err != nil {
 		return nil, before, err
 	}
@@ -151,7 +165,7 @@ func openPerfMap(reader process.Reader, pid uint32, before perfState) (*symbol.P
 	if now == before {
 		return nil, now, nil
 	}
-	codes, err := symbol.ReadPerfMap(f)
+	codes, err := read(f)
 	return codes, now, err
 }
 
