@@ -40,6 +40,7 @@ const (
 	ContainerName    = "container_name"
 	ContainerImage   = "container_image"
 	ContainerID      = "container_id"
+	ContainerUser    = "container_user"
 	Namespace        = "namespace"
 	Pod              = "pod"
 	Container        = "container"
@@ -49,7 +50,7 @@ const (
 )
 
 // own is every label that stoker sets, the most important first.
-var own = []string{ServiceName, Namespace, Pod, Container, ContainerName, ComposeProject, ComposeService, SystemdUnit, Node,
+var own = []string{ServiceName, Namespace, Pod, Container, ContainerName, ComposeProject, ComposeService, SystemdUnit, ContainerUser, Node,
 	ContainerRuntime, ContainerImage, ContainerID}
 
 // Config says how profiles are labelled.
@@ -181,6 +182,7 @@ func (l *Labeler) find(c *container.Container, service string) map[string]string
 	set(ComposeProject, c.Labels[composeProject])
 	set(ComposeService, c.Labels[composeService])
 	set(SystemdUnit, systemdUnit(c))
+	set(ContainerUser, c.User) // or a user's nginx.service would be in one series with the system's
 	for n, v := range l.cfg.Static {
 		m[n] = v
 	}

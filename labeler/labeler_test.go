@@ -39,14 +39,17 @@ var (
 	docker = container.Container{ID: id64, Runtime: "docker", Name: "payments-api", Image: "payments/api:v3", CgroupPath: "/docker/" + id64, PID: 4714,
 		Labels: map[string]string{"pyroscope.io/service_name": "payments", "stoker.enable": "true", "Team": "Payments", "logging": "promtail"},
 		Env:    map[string]string{"OTEL_SERVICE_NAME": "not-this-one"}}
-	bareCgroup = container.Container{ID: id64, Runtime: "unknown", CgroupPath: "/machine/" + id64}
-	service    = container.Container{ID: "nginx.service", Runtime: "systemd", SystemdUnit: "nginx.service", CgroupPath: "/system.slice/nginx.service"}
+	bareCgroup  = container.Container{ID: id64, Runtime: "unknown", CgroupPath: "/machine/" + id64}
+	service     = container.Container{ID: "nginx.service", Runtime: "systemd", SystemdUnit: "nginx.service", CgroupPath: "/system.slice/nginx.service"}
+	userService = container.Container{ID: "nginx.service", Runtime: "systemd", SystemdUnit: "nginx.service", User: "1000",
+		CgroupPath: "/user.slice/user-1000.slice/user@1000.service/app.slice/nginx.service"}
 )
 
 var everything = []struct {
 	name string
 	c    container.Container
-}{{"ctr", ctr}, {"nerdctl_compose", nerdctlCompose}, {"cri_pod", criPod}, {"docker", docker}, {"bare_cgroup", bareCgroup}, {"systemd", service}}
+}{{"ctr", ctr}, {"nerdctl_compose", nerdctlCompose}, {"cri_pod", criPod}, {"docker", docker}, {"bare_cgroup", bareCgroup}, {"systemd", service},
+	{"systemd_user", userService}}
 
 func mustNew(t testing.TB, cfg Config) *Labeler {
 	t.Helper()
@@ -354,7 +357,7 @@ func TestWrongConfigurationNamesTheRemedy(t *testing.T) {
 		{"service_name", Config{Static: map[string]string{"service_name": "x"}}, []string{"stoker.service"}},
 		{"names", Config{Static: map[string]string{"a-b": "x", "__x": "y", "1": "z"}}, []string{`"a-b"`, `"__x"`, `"1"`}},
 		{"values", Config{Static: map[string]string{"a": "", "b": "\xff", "c": strings.Repeat("x", 600)}}, []string{"label a", "label b", "label c"}},
-		{"too many", Config{Static: many}, []string{"20 labels", "room for 17"}},
+		{"too many", Config{Static: many}, []string{"20 labels", "room for 16"}},
 		{"rules", Config{Relabel: []*relabel.Config{nil, {Action: relabel.HashMod, TargetLabel: "x"}, {Action: relabel.Replace, TargetLabel: "a.b"}}},
 			[]string{"rule 1", "rule 2: ", "modulus", "rule 3", "a.b"}},
 	} {

@@ -55,6 +55,7 @@ func (l *Labeler) offer(c *container.Container, service string, put func(name, v
 	}
 	set(own+"service", service)
 	set(own+"systemd_unit", systemdUnit(c))
+	set(own+"user", c.User)
 	set(own+"compose_project", c.Labels[composeProject])
 	set(own+"compose_service", c.Labels[composeService])
 	set(own+"namespace", c.Pod.Namespace)

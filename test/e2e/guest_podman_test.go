@@ -34,7 +34,7 @@ func TestRootlessPodman(t *testing.T) {
 	// Podman itself runs in a scope of the user's manager, as it does from a login.
 	podman := "systemd-run --user --quiet --scope -- podman "
 	web1 := last(as(podman + "run -d --name web --network none --label team=blue --runtime crun " + imageRef + " " + burner(1)))
-	wantOwnWork(t, a, web1, 1, map[string]string{"container_runtime": "podman", "container_name": "web", "container_image": imageRef})
+	wantOwnWork(t, a, web1, 1, map[string]string{"container_runtime": "podman", "container_name": "web", "container_image": imageRef, "container_user": uid})
 	found := a.becomes(t, web1, "it is described", func(c web.Container) bool { return c.Labels["team"] == "blue" })
 	if found.User != uid || !strings.HasPrefix(found.CgroupPath, "/user.slice/user-"+uid+".slice/") || found.Sources["podman:"+uid].IsZero() {
 		t.Errorf("got %+v", found)

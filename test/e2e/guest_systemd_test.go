@@ -29,11 +29,13 @@ func TestUnitsOfSystemd(t *testing.T) {
 
 	a := startAgent(t, options{targets: "[]", extra: "systemd: [\"app-*.service\"]\n"})
 	unit := func(name string) map[string]string {
-		return map[string]string{"container_runtime": "systemd", "systemd_unit": name, "service_name": name}
+		return map[string]string{"container_runtime": "systemd", "systemd_unit": name, "service_name": name, "container_user": ""}
 	}
 	wantOwnWork(t, a, "app-web.service", 4, unit("app-web.service"))
 	wantOwnWork(t, a, "app-job@blue.service", 5, unit("app-job@blue.service"))
-	wantOwnWork(t, a, "app-mine.service", 7, unit("app-mine.service"))
+	mine := unit("app-mine.service")
+	mine["container_user"] = uid
+	wantOwnWork(t, a, "app-mine.service", 7, mine)
 	first := a.becomes(t, "app-web.service", "systemd has told of it", func(c web.Container) bool { return c.PID != 0 })
 	if pid := sh(t, "systemctl show --value --property=MainPID app-web"); fmt.Sprint(first.PID) != pid {
 		t.Errorf("its process is %d, systemd says %s", first.PID, pid)

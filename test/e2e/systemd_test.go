@@ -83,13 +83,14 @@ func TestUnitsAndMachinesByCgroup(t *testing.T) {
 		burn = files[workload.Burn]
 	}
 	for n, c := range []struct {
-		path, id, runtime, unit string
+		path, id, runtime, unit, user string
 	}{
-		{"/stoker.slice/stoker-" + mark + ".slice/" + unit("api"), unit("api"), "systemd", unit("api")},
-		{"/stoker.slice/stoker-" + mark + ".slice/" + unit("other"), "", "", ""},
-		{"/lxc.payload." + mark, mark, "lxc", ""},
-		{"/lxc.monitor." + mark, "", "", ""},
-		{"/stoker.slice/systemd-nspawn@m" + mark + ".service/payload", "m" + mark, "nspawn", ""},
+		{"/stoker.slice/stoker-" + mark + ".slice/" + unit("api"), unit("api"), "systemd", unit("api"), ""},
+		{"/stoker.slice/stoker-" + mark + ".slice/" + unit("other"), "", "", "", ""},
+		{"/lxc.payload." + mark, mark, "lxc", "", ""},
+		{"/lxc.monitor." + mark, "", "", "", ""},
+		{"/stoker.slice/systemd-nspawn@m" + mark + ".service/payload", "m" + mark, "nspawn", "", ""},
+		{"/user.slice/user-4711.slice/user@4711.service/app.slice/" + unit("auser"), unit("auser"), "systemd", unit("auser"), "4711"},
 	} {
 		inCgroup(t, c.path, burn, "0", strconv.Itoa(n))
 		if c.id == "" {
@@ -97,8 +98,8 @@ func TestUnitsAndMachinesByCgroup(t *testing.T) {
 		}
 		profiles := a.stored(t, c.id, "profile of "+c.path, func(p sink.Profile) bool { return p.Total > 0 })
 		for _, p := range profiles {
-			for label, want := range map[string]string{"container_runtime": c.runtime, "service_name": c.id, "systemd_unit": c.unit} {
-				if p.Labels[label] != want && !(label == "systemd_unit" && c.unit == "") {
+			for label, want := range map[string]string{"container_runtime": c.runtime, "service_name": c.id, "systemd_unit": c.unit, "container_user": c.user} {
+				if p.Labels[label] != want {
 					t.Errorf("%s: label %s is %q, want %q; all: %v", c.path, label, p.Labels[label], want, p.Labels)
 				}
 			}
