@@ -128,6 +128,15 @@ func (d *describer) done(c *container.Container) {
 	}
 }
 
+// wanted reports whether a unit is still told of. While systemd was asked, its pattern may have been taken away, and for so long ago
+// that the registry no longer knows that it is gone: told again, it would be profiled until the next rescan.
+func (d *describer) wanted(c *container.Container) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	u := d.units[c.CgroupPath]
+	return u != nil && u.c.CgroupID == c.CgroupID
+}
+
 // ask asks about units and tells the registry.
 func (d *describer) ask(ctx context.Context, batch []container.Container) {
 	ctx, cancel := context.WithTimeout(ctx, connectionTime)
@@ -148,7 +157,7 @@ func (d *describer) ask(ctx context.Context, batch []container.Container) {
 			failed = err
 			continue
 		}
-		if d.s.generation(c) {
+		if d.wanted(c) && d.s.generation(c) {
 			d.s.described.Add(1)
 			d.emit(container.Event{Type: container.Upsert, Source: d.s.Name(), Inferred: true, Complete: true, Container: *c, At: time.Now()})
 		}

@@ -70,6 +70,46 @@ func TestPatternsChange(t *testing.T) {
 	b.record("b.service", "gone", gone)
 }
 
+// An answer that comes when a unit's pattern is gone, and its record too, does not bring the unit back.
+func TestALateAnswerBringsNoUnitBack(t *testing.T) {
+	bus := newFakeBus(t)
+	bus.has("a.service", map[string]any{"ControlGroup": "/system.slice/a.service", "MainPID": uint32(7), "ActiveState": "active"})
+	asked, answer := make(chan struct{}, tries), make(chan struct{})
+	bus.mu.Lock()
+	bus.serve = func(net.Conn) bool { asked <- struct{}{}; <-answer; return false }
+	bus.mu.Unlock()
+	b := newBench(t, bus.path, "a.service")
+	b.unit("/system.slice/a.service")
+	b.run()
+	b.record("a.service", "profiled", profiled)
+	<-asked
+	b.SetPatterns(Patterns{"b.service"})
+	b.record("a.service", "gone", gone)
+	for len(b.List()) > 0 {
+		b.WindowEnd()
+	}
+	close(answer)
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(5 * time.Millisecond) {
+		b.Source.mu.Lock()
+		asking := b.asking
+		b.Source.mu.Unlock()
+		bus.mu.Lock()
+		n := bus.asked
+		bus.mu.Unlock()
+		if n >= 2 && asking == nil { // both questions are answered
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("asked %d times, %v", n, asking)
+		}
+	}
+	b.unit("/system.slice/b.service") // whatever was to be told before this, was
+	b.record("b.service", "described or not, it is there", profiled)
+	if l := b.List(); len(l) != 1 {
+		t.Errorf("records %+v", l)
+	}
+}
+
 // Without a bus, or with one that means harm, units are found all the same, and the status says what is missing.
 func TestUnitsAreFoundWithoutAnAnswer(t *testing.T) {
 	for name, serve := range map[string]func(net.Conn) bool{
