@@ -27,6 +27,32 @@ const (
 	MaxLabels, MaxLabelBytes = 512, 64 << 10
 )
 
+const (
+	// MaxContainers bounds how many containers one source may have remembered, runs that are over included. A node runs some hundreds;
+	// one that starts a hundred a second has three thousand.
+	MaxContainers = 16384
+	// MaxTold bounds the text that one source may have remembered, in bytes. A thousand containers of Kubernetes with long annotations
+	// have a third of it.
+	MaxTold = 32 << 20
+)
+
+// Room counts the text that one source keeps in a table of its own. The zero value is empty. It belongs to whom the table does.
+type Room struct{ bytes int }
+
+// Take makes room for what is known of a container that took before bytes of it, and returns how many it takes now. Where there is
+// no room for more, the container is stripped.
+func (r *Room) Take(c *Container, before int) (size int) {
+	if size = c.Size(); size > before && r.bytes-before+size > MaxTold {
+		c.Strip()
+		size = c.Size()
+	}
+	r.bytes += size - before
+	return size
+}
+
+// Leave gives back what a container took.
+func (r *Room) Leave(size int) { r.bytes -= size }
+
 // steering are the labels and annotations that are kept in any case: what a container, or its owner, tells stoker to do with it.
 var steering = []string{"stoker.enable", "stoker.service", "stoker.frequency", "stoker.tenant", "pyroscope.io/service_name"}
 

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
@@ -34,6 +35,12 @@ const (
 	listTimeout = 10 * time.Second
 	// maxMessage bounds what one answer may hold: the tasks of a namespace, or one record with its spec.
 	maxMessage = 16 << 20
+	// maxListed bounds what all records of one list may hold, in bytes: a thousand with specs of 60 kB.
+	maxListed = 64 << 20
+	// maxNamespaces bounds how many namespaces are looked into.
+	maxNamespaces = 1024
+	// maxEvent bounds one event, in bytes. It carries an id, and at most the labels of a record.
+	maxEvent = 256 << 10
 	// queueLength is how many events may wait while we are busy. A thousand containers that start at once make about four
 	// thousand; beyond that we list, which costs less than keeping up.
 	queueLength = 4096
@@ -47,6 +54,9 @@ const (
 	// absentEvery is how often to look for a socket that does not exist. Looking costs a system call.
 	absentEvery = time.Second
 )
+
+// errTooMuch: no containerd has that much.
+var errTooMuch = errors.New("too much")
 
 // filters name the topics that are wanted, one string each: they are OR-ed.
 var filters = []string{
@@ -68,7 +78,7 @@ type Client struct {
 type times struct{ call, list time.Duration }
 
 type counts struct {
-	malformed, describeErrors, unlocated, late atomic.Uint64
+	malformed, describeErrors, unlocated, late, tooMany atomic.Uint64
 }
 
 // Stats are counts since the start.
@@ -82,6 +92,7 @@ type Stats struct {
 	DescribeErrors uint64 // containers whose record could not be read in time; the next list describes them
 	Unlocated      uint64 // first processes whose cgroup could not be found, mostly because they had ended already
 	Late           uint64 // containers whose record was read after their end
+	TooMany        uint64 // containers that were left out because there were too many
 }
 
 var (
@@ -117,7 +128,7 @@ func (c *Client) Stats() Stats {
 	l := c.loop.Stats()
 	return Stats{
 		Connects: l.Connects, Events: l.Events, Overflows: l.Overflows, Malformed: c.n.malformed.Load(), Lists: l.Lists, ListErrors: l.ListErrors,
-		DescribeErrors: c.n.describeErrors.Load(), Unlocated: c.n.unlocated.Load(), Late: c.n.late.Load(),
+		DescribeErrors: c.n.describeErrors.Load(), Unlocated: c.n.unlocated.Load(), Late: c.n.late.Load(), TooMany: c.n.tooMany.Load(),
 	}
 }
 
@@ -126,7 +137,7 @@ func (c *Client) Counts() map[string]uint64 {
 	s := c.Stats()
 	return map[string]uint64{
 		"connect": s.Connects, "event": s.Events, "overflow": s.Overflows, "malformed": s.Malformed, "list": s.Lists, "list_failed": s.ListErrors,
-		"describe_failed": s.DescribeErrors, "cgroup_not_found": s.Unlocated, "described_late": s.Late,
+		"describe_failed": s.DescribeErrors, "cgroup_not_found": s.Unlocated, "described_late": s.Late, "too_many": s.TooMany,
 	}
 }
 
@@ -197,6 +208,10 @@ func (t *table) Connect(ctx context.Context) (_ connection, err error) {
 				if err != nil {
 					return fmt.Errorf("receive events: %w", err)
 				}
+				if n := proto.Size(env); n > maxEvent {
+					t.complain(fmt.Errorf("an event of %d bytes, of topic %.80q", n, env.GetTopic()))
+					continue
+				}
 				take(env)
 			}
 		},
@@ -234,6 +249,8 @@ func (c *Client) remedy(err error) error {
 		return wrap("containerd does not answer", "it is stuck or overloaded: look into its log, restart it if need be; containers go on meanwhile")
 	case code == codes.Unimplemented:
 		return wrap("this is not containerd's gRPC socket", "set runtimes.containerd.address to containerd.sock, not to one that ends in .ttrpc")
+	case code == codes.ResourceExhausted || errors.Is(err, errTooMuch):
+		return wrap("this is not containerd", "what it answers is longer than anything containerd has; set runtimes.containerd.address to containerd's socket")
 	case code == codes.Unavailable:
 		return wrap("the connection to containerd was lost", "it is restarting, or has ended: look into its log")
 	}

@@ -41,7 +41,10 @@ type description struct {
 }
 
 // pod is what the record of a sandbox says about the pod.
-type pod struct{ labels, annotations map[string]string }
+type pod struct {
+	labels, annotations map[string]string
+	size                int // about, where it is remembered
+}
 
 // describe reads a record. What it cannot make sense of it leaves out; the error says what, and the description is good
 // without it.
@@ -123,8 +126,9 @@ func describePod(r *containers.Container) (pod, error) {
 
 // pods remembers what was read about pods: their containers ask at the same time.
 type pods struct {
-	mu    sync.Mutex // protects known
+	mu    sync.Mutex // protects what follows
 	known map[key]pod
+	room  container.Room
 }
 
 func (p *pods) get(k key) (pod, bool) {
@@ -137,12 +141,23 @@ func (p *pods) get(k key) (pod, bool) {
 func (p *pods) put(k key, v pod) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.known[k] = v
+	if _, ok := p.known[k]; !ok && len(p.known) >= container.MaxContainers {
+		return // it is read again for each of its containers
+	}
+	c := container.Container{Pod: container.Pod{Labels: v.labels, Annotations: v.annotations}}
+	size := p.room.Take(&c, p.known[k].size)
+	p.known[k] = pod{c.Pod.Labels, c.Pod.Annotations, size}
 }
 
 func (p *pods) forget(k key) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.drop(k)
+}
+
+// drop is called with mu held.
+func (p *pods) drop(k key) {
+	p.room.Leave(p.known[k].size)
 	delete(p.known, k)
 }
 

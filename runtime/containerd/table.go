@@ -51,6 +51,7 @@ type entry struct {
 	ended     *run // the last run, as long as it was not told with its description
 	deleted   bool // the record is gone; the entry only waits for an answer
 	round     uint64
+	size      int // of d.c, about
 }
 
 // ending is a run whose end was told; a list that was made before may still have it.
@@ -63,6 +64,7 @@ type ending struct {
 type table struct {
 	*Client
 	entries map[key]*entry
+	room    container.Room
 	ended   map[key]ending
 	pods    *pods
 	api     *api // of the connection
@@ -78,6 +80,7 @@ func newTable(c *Client) *table {
 type listed struct {
 	tasks   map[key]*task.Process
 	records map[key]*containers.Container
+	bytes   int // of records
 }
 
 // Disconnected implements [follow.Engine].
@@ -91,9 +94,15 @@ func (t *table) say(typ container.EventType, c container.Container, complete boo
 	t.loop.Say(container.Event{Type: typ, Complete: complete, Container: c})
 }
 
+// entry returns what is known about a container, and notes that it was heard of. It is nil where it is not known, and there is no
+// room for more.
 func (t *table) entry(k key) *entry {
 	e := t.entries[k]
 	if e == nil {
+		if len(t.entries) >= container.MaxContainers {
+			t.n.tooMany.Add(1)
+			return nil
+		}
 		runtime := "containerd"
 		if k.namespace == namespaceDocker || k.namespace == namespaceDockerPlug {
 			runtime = "docker"
@@ -112,9 +121,8 @@ func (t *table) question(k key, e *entry) {
 		e.again = true
 		return
 	}
-	e.asked = true
 	a := t.api
-	t.loop.Ask(func(ctx context.Context) func() {
+	e.asked = t.loop.Ask(func(ctx context.Context) func() {
 		answer := t.ask(ctx, a, t.pods, k)
 		return func() { t.answered(answer) }
 	})
@@ -177,10 +185,15 @@ func (t *table) locate(e *entry, r *run) {
 	r.cgroupPath, r.cgroupID = path, id
 }
 
+func (t *table) forget(k key, e *entry) {
+	t.room.Leave(e.size)
+	delete(t.entries, k)
+}
+
 // end takes the end of a container's first process. pid 0 is whichever runs.
 func (t *table) end(k key, pid int) {
 	e := t.entries[k]
-	if pid != 0 {
+	if pid != 0 && len(t.ended) < 2*container.MaxContainers {
 		t.ended[k] = ending{pid, time.Now()}
 	}
 	if e == nil || e.run == nil || pid != 0 && e.run.pid != pid {
@@ -209,13 +222,17 @@ func (t *table) Event(env *types.Envelope) {
 	switch name {
 	case "containerd.events.ContainerCreate":
 		if m := new(events.ContainerCreate); message(m) {
-			e := t.entry(k(m.GetID()))
-			e.d.c.Image = m.GetImage()
-			t.question(k(m.GetID()), e)
+			if e := t.entry(k(m.GetID())); e != nil {
+				e.d.c.Image = m.GetImage()
+				e.size = t.room.Take(&e.d.c, e.size)
+				t.question(k(m.GetID()), e)
+			}
 		}
 	case "containerd.events.ContainerUpdate":
 		if m := new(events.ContainerUpdate); message(m) {
-			t.question(k(m.GetID()), t.entry(k(m.GetID())))
+			if e := t.entry(k(m.GetID())); e != nil {
+				t.question(k(m.GetID()), e)
+			}
 		}
 	case "containerd.events.ContainerDelete":
 		if m := new(events.ContainerDelete); message(m) {
@@ -223,8 +240,8 @@ func (t *table) Event(env *types.Envelope) {
 			t.pods.forget(k(m.GetID()))
 			if e := t.entries[k(m.GetID())]; e != nil && e.asked {
 				e.deleted = true
-			} else {
-				delete(t.entries, k(m.GetID()))
+			} else if e != nil {
+				t.forget(k(m.GetID()), e)
 			}
 		}
 	case "containerd.events.TaskCreate":
@@ -253,6 +270,9 @@ func (t *table) task(k key, pid int, note func(*run)) {
 		return // it was listed, and has ended, before its event came
 	}
 	e := t.entry(k)
+	if e == nil {
+		return
+	}
 	r := t.begin(e, pid)
 	if r == nil {
 		return
@@ -280,9 +300,6 @@ func (t *table) answered(a described) {
 	e.asked = false
 	again := e.again
 	e.again = false
-	if e.deleted {
-		delete(t.entries, a.k)
-	}
 	switch {
 	case a.err == nil:
 		t.describe(e, a.d)
@@ -292,7 +309,10 @@ func (t *table) answered(a described) {
 		t.n.describeErrors.Add(1)
 		t.log.Debug("a container is not described yet", "container", a.k.id, "err", a.err)
 	}
-	if again && !e.deleted {
+	switch {
+	case e.deleted:
+		t.forget(a.k, e)
+	case again:
 		t.question(a.k, e)
 	}
 }
@@ -300,9 +320,10 @@ func (t *table) answered(a described) {
 // describe takes what a record says, and tells it.
 func (t *table) describe(e *entry, d description) {
 	if d.c.Pod.Labels == nil && e.d.c.Pod.Labels != nil {
-		d.of(pod{e.d.c.Pod.Labels, e.d.c.Pod.Annotations})
+		d.of(pod{labels: e.d.c.Pod.Labels, annotations: e.d.c.Pod.Annotations})
 	}
-	e.d, e.described = d, true
+	size := t.room.Take(&d.c, e.size)
+	e.d, e.described, e.size = d, true, size
 	switch {
 	case e.run != nil:
 		if e.run.cgroupID == 0 {
@@ -324,6 +345,9 @@ func (t *table) list(ctx context.Context, a *api) (listed, error) {
 	all, err := a.namespaces.List(call, &namespaces.ListNamespacesRequest{})
 	if err != nil {
 		return listed{}, fmt.Errorf("list namespaces: %w", err)
+	}
+	if n := len(all.GetNamespaces()); n > maxNamespaces {
+		return listed{}, fmt.Errorf("list namespaces: %w: %d of them", errTooMuch, n)
 	}
 	for _, ns := range all.GetNamespaces() {
 		if err := t.listNamespace(ctx, a, ns.GetName(), &l); err != nil {
@@ -354,6 +378,9 @@ func (t *table) listNamespace(ctx context.Context, a *api, namespace string, l *
 		if err != nil {
 			return fmt.Errorf("list containers: %w", err)
 		}
+		if l.bytes += proto.Size(m); l.bytes > maxListed || len(l.records) >= container.MaxContainers {
+			return fmt.Errorf("list containers: %w: %d of %d bytes", errTooMuch, len(l.records), l.bytes)
+		}
 		l.records[key{namespace, m.GetContainer().GetID()}] = m.GetContainer()
 	}
 	for _, p := range running.GetTasks() {
@@ -383,6 +410,9 @@ func (t *table) Compare(l listed) int {
 	}
 	for k, r := range l.records {
 		e := t.entry(k)
+		if e == nil {
+			continue
+		}
 		d := e.d
 		if !e.described || !d.updatedAt.Equal(r.GetUpdatedAt().AsTime()) || d.updatedAt.IsZero() {
 			var err error
@@ -399,6 +429,9 @@ func (t *table) Compare(l listed) int {
 	for k, p := range l.tasks {
 		if l.records[k] == nil { // its record was deleted between the two lists
 			e := t.entry(k)
+			if e == nil {
+				continue
+			}
 			if t.found(k, e, p); e.run != nil {
 				t.upsert(e, e.run)
 			}
@@ -409,7 +442,7 @@ func (t *table) Compare(l listed) int {
 			if e.run != nil {
 				t.end(k, e.run.pid)
 			}
-			delete(t.entries, k)
+			t.forget(k, e)
 		}
 	}
 	maps.DeleteFunc(t.ended, func(_ key, end ending) bool { return time.Since(end.at) > 2*t.times.list })
@@ -449,5 +482,9 @@ func (t *table) hasEnded(k key, pid int) bool {
 func (p *pods) retain(records map[key]*containers.Container) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	maps.DeleteFunc(p.known, func(k key, _ pod) bool { return records[k] == nil })
+	for k := range p.known {
+		if records[k] == nil {
+			p.drop(k)
+		}
+	}
 }

@@ -50,8 +50,6 @@ const (
 
 	// hintQueue is how many hints may wait while we are busy. More than that are found by the next list.
 	hintQueue = 1024
-	// maxContainers bounds how many are remembered. A kubelet has at most some hundreds.
-	maxContainers = 16384
 )
 
 // errNotCRIO: containerd, for one, answers the same calls.

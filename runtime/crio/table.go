@@ -67,7 +67,7 @@ func (t *table) Disconnected() {
 // Event implements [follow.Engine]: somebody else has found a container, and a list may tell more about it.
 func (t *table) Event(h hint) {
 	e, sandbox := t.entries[h.c.ID], t.sandboxes[h.c.ID]
-	if sandbox || e != nil && (e.told || e.ended) || len(t.hinted) >= maxContainers || time.Now().After(h.until) {
+	if sandbox || e != nil && (e.told || e.ended) || len(t.hinted) >= container.MaxContainers || time.Now().After(h.until) {
 		return
 	}
 	t.hinted[h.c.ID] = h
@@ -109,7 +109,7 @@ func (t *table) Compare(l listed) int {
 		case !validID(p.GetId()):
 			t.complain(fmt.Errorf("a pod of the id %.80q", p.GetId()))
 			continue
-		case len(pods) == maxContainers:
+		case len(pods) == container.MaxContainers:
 			t.n.tooMany.Add(1)
 			continue
 		}
@@ -128,7 +128,7 @@ func (t *table) Compare(l listed) int {
 		case !validID(id) || seen[id]:
 			t.complain(fmt.Errorf("a container of the id %.80q, twice: %t", id, seen[id]))
 			continue
-		case len(seen) == maxContainers:
+		case len(seen) == container.MaxContainers:
 			t.n.tooMany.Add(1)
 			continue
 		}

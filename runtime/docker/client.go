@@ -89,7 +89,7 @@ type times struct {
 }
 
 type counts struct {
-	malformed, describeErrors, fileErrors atomic.Uint64
+	malformed, describeErrors, fileErrors, tooMany atomic.Uint64
 }
 
 // Stats are counts since the start.
@@ -102,6 +102,7 @@ type Stats struct {
 	ListErrors     uint64 // such that failed
 	DescribeErrors uint64 // questions about a container that were not answered; the next list answers them
 	FileErrors     uint64 // files of the engine that could not be read, where it refused to answer
+	TooMany        uint64 // containers that were left out because there were too many
 }
 
 var (
@@ -142,7 +143,7 @@ func (c *Client) Stats() Stats {
 	l := c.loop.Stats()
 	return Stats{
 		Connects: l.Connects, Events: l.Events, Overflows: l.Overflows, Malformed: c.n.malformed.Load(), Lists: l.Lists, ListErrors: l.ListErrors,
-		DescribeErrors: c.n.describeErrors.Load(), FileErrors: c.n.fileErrors.Load(),
+		DescribeErrors: c.n.describeErrors.Load(), FileErrors: c.n.fileErrors.Load(), TooMany: c.n.tooMany.Load(),
 	}
 }
 
@@ -151,7 +152,7 @@ func (c *Client) Counts() map[string]uint64 {
 	s := c.Stats()
 	return map[string]uint64{
 		"connect": s.Connects, "event": s.Events, "overflow": s.Overflows, "malformed": s.Malformed, "list": s.Lists, "list_failed": s.ListErrors,
-		"describe_failed": s.DescribeErrors, "file_failed": s.FileErrors,
+		"describe_failed": s.DescribeErrors, "file_failed": s.FileErrors, "too_many": s.TooMany,
 	}
 }
 

@@ -30,6 +30,7 @@ type entry struct {
 	alive bool      // it has processes, or has not had one yet
 	named time.Time // when its last rename was told; an answer to what was asked before has the name of before
 	round uint64
+	size  int // of c, about
 }
 
 // take takes what a list says that was asked for at a time.
@@ -46,6 +47,7 @@ func (e *entry) take(s *api.Summary, asked time.Time) {
 type table struct {
 	*Client
 	entries map[string]*entry
+	room    container.Room
 	ended   map[string]time.Time // when a container's last run ended; a list that was asked for before may still have it
 	files   map[string]*file     // the engine's files, where they had to be read
 	api     *client.Client       // of the connection
@@ -106,9 +108,15 @@ func (t *table) say(typ container.EventType, c container.Container, at time.Time
 	t.loop.Say(container.Event{Type: typ, Complete: typ == container.Upsert, Container: c, At: at})
 }
 
+// entry returns what is known about a container, and notes that it was heard of. It is nil where it is not known, and there is no
+// room for more.
 func (t *table) entry(id string) *entry {
 	e := t.entries[id]
 	if e == nil {
+		if len(t.entries) >= container.MaxContainers {
+			t.n.tooMany.Add(1)
+			return nil
+		}
 		e = &entry{c: container.Container{ID: id, Runtime: "docker"}}
 		t.entries[id] = e
 	}
@@ -119,9 +127,8 @@ func (t *table) entry(id string) *entry {
 // question asks for a container, unless it is asked for.
 func (t *table) question(id string, e *entry) {
 	if !e.asked {
-		e.asked = true
 		api := t.api
-		t.loop.Ask(func(ctx context.Context) func() {
+		e.asked = t.loop.Ask(func(ctx context.Context) func() {
 			answer := t.list(ctx, api, id)
 			return func() { t.answered(answer) }
 		})
@@ -145,9 +152,13 @@ func (t *table) Event(m events.Message) {
 			return // an event from before the connection
 		}
 		e := t.entry(id)
+		if e == nil {
+			return
+		}
 		e.alive = true
 		if !e.exact {
 			fromEvent(&e.c, m.Actor.Attributes)
+			e.size = t.room.Take(&e.c, e.size)
 			t.question(id, e)
 		}
 		if m.Action == events.ActionCreate {
@@ -170,15 +181,22 @@ func (t *table) Event(m events.Message) {
 		}
 	case events.ActionDie, events.ActionDestroy:
 		t.end(id, at)
-		if m.Action == events.ActionDestroy {
-			delete(t.entries, id)
+		if e := t.entries[id]; e != nil && m.Action == events.ActionDestroy {
+			t.forget(id, e)
 		}
 	}
 }
 
+func (t *table) forget(id string, e *entry) {
+	t.room.Leave(e.size)
+	delete(t.entries, id)
+}
+
 // end tells the end of a container's run. What it is called stays known: it may be started again.
 func (t *table) end(id string, at time.Time) {
-	t.ended[id] = at
+	if len(t.ended) < 2*container.MaxContainers {
+		t.ended[id] = at
+	}
 	if e := t.entries[id]; e != nil {
 		e.alive = false
 	}
@@ -205,6 +223,7 @@ func (t *table) answered(l listed) {
 	}
 	alive := e.alive
 	e.take(&l.found[i], l.asked)
+	e.size = t.room.Take(&e.c, e.size)
 	// Of one that has ended, and whose end was not told, nothing is said: it would pass for alive until the next list.
 	_, ended := t.ended[l.id]
 	if e.alive && !t.over(l.id, l.asked) || !e.alive && ended {
@@ -231,10 +250,18 @@ func (t *table) Compare(l listed) int {
 			continue
 		}
 		e := t.entry(s.ID)
+		if e == nil {
+			continue
+		}
 		e.take(s, l.asked)
+		e.size = t.room.Take(&e.c, e.size)
 		t.say(container.Upsert, e.c, time.Now())
 	}
-	maps.DeleteFunc(t.entries, func(_ string, e *entry) bool { return e.round != t.loop.Round() })
+	for id, e := range t.entries {
+		if e.round != t.loop.Round() {
+			t.forget(id, e)
+		}
+	}
 	maps.DeleteFunc(t.ended, func(_ string, at time.Time) bool { return time.Since(at) > 2*t.times.list })
 	clear(t.files)
 	return len(l.found)

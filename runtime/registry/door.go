@@ -9,15 +9,6 @@ import (
 // This file is the door: what a source says is brought within bounds before anything else looks at it, and a source that says too
 // much does not get more room than one may have. What one source says costs no other its room.
 
-const (
-	// maxRecords bounds the runs of containers that one source may have us remember, those that are over included. A node runs some
-	// hundreds; one that starts a hundred a second has three thousand.
-	maxRecords = 16384
-	// maxTold bounds the text that one source may have us remember, in bytes. A thousand containers of Kubernetes with long
-	// annotations have a third of it.
-	maxTold = 32 << 20
-)
-
 // room is what is remembered for one source.
 type room struct {
 	records, bytes int  // about: exact at each window's end
@@ -34,7 +25,7 @@ func (r *Registry) admit(s *source, e *container.Event) bool {
 		return false
 	}
 	known := r.known(c)
-	if known == nil && s.records >= maxRecords {
+	if known == nil && s.records >= container.MaxContainers {
 		r.stats.tooMany++
 		r.warn(s, e, "it tells of more containers than any node has: further ones are left out")
 		return false
@@ -47,7 +38,7 @@ func (r *Registry) admit(s *source, e *container.Event) bool {
 		r.stats.cut += uint64(changed)
 		r.warn(s, e, fmt.Sprintf("names or labels of container %.80q were cut or mended", displayName(c)))
 	}
-	if size := c.Size(); size > before && s.bytes-before+size > maxTold {
+	if size := c.Size(); size > before && s.bytes-before+size > container.MaxTold {
 		c.Strip()
 		r.stats.stripped++
 		r.warn(s, e, "its containers have more labels than can be kept: further ones are left out")

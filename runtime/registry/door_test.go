@@ -55,10 +55,10 @@ func TestASourceGetsSoMuchRoom(t *testing.T) {
 		return bytes
 	}
 	st := r.Stats()
-	if len(r.List()) != maxRecords+1 || st.TooMany != told-maxRecords || st.Stripped == 0 {
+	if len(r.List()) != container.MaxContainers+1 || st.TooMany != told-container.MaxContainers || st.Stripped == 0 {
 		t.Errorf("%d containers, stats %+v", len(r.List()), st)
 	}
-	if b := size(); b > maxTold+maxRecords*200 {
+	if b := size(); b > container.MaxTold+container.MaxContainers*200 {
 		t.Errorf("%d bytes are kept", b)
 	}
 	stripped := 0

@@ -160,9 +160,14 @@ func (l *Loop[E, L]) Say(e container.Event) {
 func (l *Loop[E, L]) Round() uint64 { return l.round }
 
 // Ask has a question asked beside the loop; what it returns, unless nil, is called in the loop. Questions that wait, or are
-// under way, when the connection ends are dropped.
-func (l *Loop[E, L]) Ask(question func(context.Context) (answer func())) {
+// under way, when the connection ends are dropped. It reports whether the question is taken: not where more wait than any node has
+// containers.
+func (l *Loop[E, L]) Ask(question func(context.Context) (answer func())) bool {
+	if len(l.todo) >= 2*container.MaxContainers {
+		return false
+	}
 	l.todo = append(l.todo, question)
+	return true
 }
 
 // Soon has everything listed again after that long at the latest: for an Engine that learns from others what is new. A list that
