@@ -198,7 +198,7 @@ func (t *table) Connect(ctx context.Context) (_ connection, err error) {
 	}
 	transport := &http.Transport{
 		DialContext: dial, DisableCompression: true, MaxResponseHeaderBytes: maxHeader,
-		MaxIdleConns: asking, MaxIdleConnsPerHost: asking, IdleConnTimeout: 2 * c.loop.Times.ListEvery,
+		DisableKeepAlives: true, // what an idle connection receives net/http writes to the log, every time
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	free := func() {

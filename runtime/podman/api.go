@@ -81,7 +81,8 @@ func connectAPI(ctx context.Context, address string, uid uint32, t times) (*api,
 				defer cancel()
 				return dial(ctx, address, uid)
 			},
-			DisableCompression: true, MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: t.list, MaxIdleConnsPerHost: asking,
+			DisableCompression: true, MaxResponseHeaderBytes: maxHeader, ResponseHeaderTimeout: t.list,
+			DisableKeepAlives: true, // what an idle connection receives net/http writes to the log, every time
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}

@@ -24,6 +24,7 @@ import (
 	"errors"
 	"log/slog"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -268,7 +269,7 @@ func (l *Loop[E, L]) lost(ctx context.Context, trouble Trouble, err error) {
 	} else {
 		l.warned, l.warnedAt = trouble, time.Now()
 	}
-	l.Log.Log(ctx, level, l.Engine+" is not followed", "err", err)
+	l.Log.Log(ctx, level, l.Engine+" is not followed", "err", text(err))
 }
 
 // connect follows the engine until the connection is lost. synced tells whether all that it has was told at least once.
@@ -386,7 +387,7 @@ func (l *Loop[E, L]) follow(ctx context.Context, engine Engine[E, L], conn Conne
 					return synced, got.err
 				}
 				if !errors.Is(got.err, context.Canceled) && l.state.set(container.Status{Err: text(err)}) {
-					l.Log.Warn("containers were not compared with "+l.Engine+"'s", "err", err)
+					l.Log.Warn("containers were not compared with "+l.Engine+"'s", "err", text(err))
 				}
 				wait = min(l.Times.SecondList<<min(failures-1, 5), l.Times.ListEvery)
 			} else {
@@ -424,9 +425,15 @@ func (l *Loop[E, L]) follow(ctx context.Context, engine Engine[E, L], conn Conne
 	}
 }
 
+// maxText bounds what is said of an error, in bytes: libraries put what they could not read into it.
+const maxText = 1000
+
 func text(err error) string {
 	if err == nil {
 		return ""
+	}
+	if s := err.Error(); len(s) > maxText {
+		return strings.ToValidUTF8(s[:maxText/2], "") + " … " + strings.ToValidUTF8(s[len(s)-maxText/2:], "") // its end is the remedy
 	}
 	return err.Error()
 }
