@@ -135,43 +135,43 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 
 // newSources lists the sources of containers: the runtimes, and the cgroup tree for what no runtime tells.
 func (a *agent) newSources() ([]container.Source, error) {
+	at := a.cfg.Runtimes
 	var sources []container.Source
-	if addresses := a.cfg.Runtimes.Containerd.Address; len(addresses) != 1 || addresses[0] != config.Off {
-		found, err := containerd.Sources(containerd.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
+	for _, engine := range []struct {
+		name      string
+		addresses []string
+		sources   func(addresses []string) ([]container.Source, error)
+	}{
+		{"containerd", at.Containerd.Address, func(addresses []string) ([]container.Source, error) {
+			return containerd.Sources(containerd.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
+		}},
+		{"docker", at.Docker.Address, func(addresses []string) ([]container.Source, error) {
+			return docker.Sources(docker.Config{Addresses: addresses, Log: a.log})
+		}},
+		{"podman", at.Podman.Address, func(addresses []string) ([]container.Source, error) {
+			return podman.Sources(podman.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
+		}},
+		{"cri-o", at.CRIO.Address, func(addresses []string) ([]container.Source, error) {
+			return crio.Sources(crio.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
+		}},
+	} {
+		if len(engine.addresses) == 1 && engine.addresses[0] == config.Off {
+			continue
+		}
+		found, err := engine.sources(engine.addresses)
 		if err != nil {
-			return nil, fmt.Errorf("containerd: %w", err)
+			return nil, fmt.Errorf("%s: %w", engine.name, err)
 		}
 		sources = append(sources, found...)
 	}
-	if addresses := a.cfg.Runtimes.Docker.Address; len(addresses) != 1 || addresses[0] != config.Off {
-		found, err := docker.Sources(docker.Config{Addresses: addresses, Log: a.log})
-		if err != nil {
-			return nil, fmt.Errorf("docker: %w", err)
-		}
-		sources = append(sources, found...)
-	}
-	if addresses := a.cfg.Runtimes.Podman.Address; len(addresses) != 1 || addresses[0] != config.Off {
-		found, err := podman.Sources(podman.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
-		if err != nil {
-			return nil, fmt.Errorf("podman: %w", err)
-		}
-		sources = append(sources, found...)
-	}
-	if addresses := a.cfg.Runtimes.CRIO.Address; len(addresses) != 1 || addresses[0] != config.Off {
-		found, err := crio.Sources(crio.Config{Addresses: addresses, Hierarchy: a.hierarchy, Log: a.log})
-		if err != nil {
-			return nil, fmt.Errorf("cri-o: %w", err)
-		}
-		sources = append(sources, found...)
-	}
-	if a.cfg.Runtimes.NRI.Enabled {
-		plugin, err := nri.New(nri.Config{Socket: a.cfg.Runtimes.NRI.Socket, Hierarchy: a.hierarchy, Log: a.log})
+	if at.NRI.Enabled {
+		plugin, err := nri.New(nri.Config{Socket: at.NRI.Socket, Hierarchy: a.hierarchy, Log: a.log})
 		if err != nil {
 			return nil, err
 		}
 		sources = append(sources, plugin)
 	}
-	if socket := a.cfg.Runtimes.Hook.Socket; socket != config.Off {
+	if socket := at.Hook.Socket; socket != config.Off {
 		sources = append(sources, oci.New(oci.Config{Socket: socket, Hierarchy: a.hierarchy, Log: a.log}))
 	}
 	a.units = systemd.New(systemd.Config{Patterns: a.cfg.Systemd, Hierarchy: a.hierarchy, Log: a.log})

@@ -12,8 +12,8 @@ import (
 )
 
 // Services that are asked for, a template's instance and a user's unit among them, are profiled like containers, each with its own
-// samples and its unit as label; a restart is another run of the same series; a pattern that is added counts at once. A machine of
-// systemd-nspawn and a container of LXC need not be asked for.
+// samples and its unit as label; a restart is another run; a pattern that is added counts at once. A machine of systemd-nspawn need not
+// be asked for.
 func TestUnitsOfSystemd(t *testing.T) {
 	service := func(name string, n int) {
 		write(t, "/etc/systemd/system/"+name, fmt.Sprintf("[Unit]\nDescription=burns in unique_%d\n[Service]\nExecStart=/host%s\n", n, burner(n)))
