@@ -22,6 +22,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 )
 
@@ -47,30 +48,30 @@ func TestContainersOfAllNamespacesAreTold(t *testing.T) {
 	f.create("default", "stopped", nil) // a record without a process
 	b.run()
 	b.synced()
-	rec := b.state("default", "web", registry.Profiled)
+	rec := b.StateIn("default", "web", registry.Profiled)
 	if rec.CgroupID != one || rec.CgroupPath != "/default/web" || rec.PID != 100 || rec.Name != "web" || rec.Image != "img:web" || rec.Runtime != "containerd" ||
 		rec.CreatedAt.IsZero() || len(rec.Env) != 1 || rec.Env["OTEL_SERVICE_NAME"] != "svc" {
 		t.Errorf("record %+v", rec)
 	}
-	b.state("k8s.io", "web", registry.Profiled)
-	if _, ok := b.find("default", "stopped"); ok {
+	b.StateIn("k8s.io", "web", registry.Profiled)
+	if _, ok := b.FindIn("default", "stopped"); ok {
 		t.Error("a container without a process is listed")
 	}
 
 	// Then what changes, also in a namespace that did not exist.
 	two := f.run("new", "later", 102)
-	rec = b.state("new", "later", registry.Profiled)
-	eventually(t, "its start is told", func() bool { rec, _ = b.find("new", "later"); return !rec.StartedAt.IsZero() })
+	rec = b.StateIn("new", "later", registry.Profiled)
+	sourcetest.Eventually(t, "its start is told", func() bool { rec, _ = b.FindIn("new", "later"); return !rec.StartedAt.IsZero() })
 	if rec.CgroupID != two || rec.TaskCreatedAt.IsZero() || rec.StartedAt.Before(rec.TaskCreatedAt) {
 		t.Errorf("record %+v", rec)
 	}
 	// The end of a process of exec is not the container's.
 	f.publish("new", "/tasks/exit", &events.TaskExit{ContainerID: "later", ID: "exec-1", Pid: 555})
 	f.publish("default", "/tasks/exit", &events.TaskExit{ContainerID: "web", ID: "web", Pid: 100})
-	b.state("default", "web", registry.Gone)
-	b.state("new", "later", registry.Profiled)
-	b.state("k8s.io", "web", registry.Profiled)
-	if b.scopes.has(one) || !b.scopes.has(two) {
+	b.StateIn("default", "web", registry.Gone)
+	b.StateIn("new", "later", registry.Profiled)
+	b.StateIn("k8s.io", "web", registry.Profiled)
+	if b.Scopes.Has(one) || !b.Scopes.Has(two) {
 		t.Error("the kernel's scopes do not follow")
 	}
 }
@@ -80,13 +81,13 @@ func TestARestartIsAnotherRun(t *testing.T) {
 	b.run()
 	b.synced()
 	first := f.run("default", "web", 100)
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 	f.publish("default", "/tasks/exit", &events.TaskExit{ContainerID: "web", ID: "web", Pid: 100})
-	b.state("default", "web", registry.Gone)
+	b.StateIn("default", "web", registry.Gone)
 	f.removeProcess(100, "/default/web")
 	second := f.task("default", "web", 200)
-	rec := b.state("default", "web", registry.Profiled)
-	if first == second || rec.CgroupID != second || rec.PID != 200 || rec.Image != "img:web" || b.scopes.has(first) {
+	rec := b.StateIn("default", "web", registry.Profiled)
+	if first == second || rec.CgroupID != second || rec.PID != 200 || rec.Image != "img:web" || b.Scopes.Has(first) {
 		t.Errorf("record %+v, first cgroup %d, second %d", rec, first, second)
 	}
 }
@@ -109,9 +110,9 @@ func TestNobodyWaitsForAnAnswer(t *testing.T) {
 	}
 	f.run("default", "fast", 99)
 	for i := range 2 * asking {
-		b.state("default", fmt.Sprintf("slow%d", i), registry.Provisional)
+		b.StateIn("default", fmt.Sprintf("slow%d", i), registry.Provisional)
 	}
-	if rec := b.state("default", "fast", registry.Provisional); !b.scopes.has(rec.CgroupID) {
+	if rec := b.StateIn("default", "fast", registry.Provisional); !b.Scopes.Has(rec.CgroupID) {
 		t.Errorf("a container waits for the description of others: %+v", rec)
 	}
 }
@@ -130,7 +131,7 @@ func TestARecordThatCannotBeReadIsAskedForAgain(t *testing.T) {
 	}
 	f.mu.Unlock()
 	f.run("default", "web", 100)
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 }
 
 func TestAContainerFasterThanOurQuestionHasItsName(t *testing.T) {
@@ -145,10 +146,10 @@ func TestAContainerFasterThanOurQuestionHasItsName(t *testing.T) {
 	f.publish("default", "/tasks/exit", &events.TaskExit{ContainerID: "true", ID: "true", Pid: 100})
 	f.publish("default", "/tasks/delete", &events.TaskDelete{ContainerID: "true", Pid: 100})
 	f.publish("default", "/containers/delete", &events.ContainerDelete{ID: "true"})
-	b.state("default", "true", registry.Gone)
+	b.StateIn("default", "true", registry.Gone)
 	close(gone)
-	eventually(t, "it is described", func() bool {
-		rec, ok := b.find("default", "true")
+	sourcetest.Eventually(t, "it is described", func() bool {
+		rec, ok := b.FindIn("default", "true")
 		return ok && rec.Described && rec.Image == "img:true" && rec.State == registry.Gone && rec.Profiled()
 	})
 }
@@ -175,12 +176,12 @@ func TestPodsAndTheirContainers(t *testing.T) {
 	}
 	check := func(suffix string) {
 		t.Helper()
-		rec := b.state("k8s.io", main[:63]+suffix, registry.Profiled)
+		rec := b.StateIn("k8s.io", main[:63]+suffix, registry.Profiled)
 		if rec.Name != "main" || rec.KubernetesContainer != "main" || rec.Pod.Name != "web-0" || rec.Pod.Namespace != "shop" || rec.Pod.UID != "u-1" ||
 			rec.Pod.Labels["app"] != "web" || rec.Pod.Labels[labelKind] != "" || rec.Pod.Annotations["pyroscope.io/service_name"] != "shop-web" {
 			t.Errorf("record %+v", rec)
 		}
-		if _, ok := b.find("k8s.io", sandbox[:63]+suffix); ok {
+		if _, ok := b.FindIn("k8s.io", sandbox[:63]+suffix); ok {
 			t.Error("the pause container is listed")
 		}
 	}
@@ -194,7 +195,7 @@ func TestPodsAndTheirContainers(t *testing.T) {
 	cgroup := f.task("k8s.io", sandbox[:63]+"2", 20)
 	f.task("k8s.io", main[:63]+"2", 21)
 	check("2") // from events
-	eventually(t, "the pause container is out of scope", func() bool { return !b.scopes.has(cgroup) })
+	sourcetest.Eventually(t, "the pause container is out of scope", func() bool { return !b.Scopes.Has(cgroup) })
 }
 
 func TestDockersContainersAreNotComplete(t *testing.T) {
@@ -204,7 +205,7 @@ func TestDockersContainersAreNotComplete(t *testing.T) {
 	f.task("moby", id, 10)
 	b.run()
 	b.synced()
-	rec := b.state("moby", id, registry.Provisional)
+	rec := b.StateIn("moby", id, registry.Provisional)
 	if rec.Runtime != "docker" || rec.Name != "" || rec.Described {
 		t.Errorf("record %+v", rec)
 	}
@@ -232,7 +233,7 @@ func TestTooManyEventsAreMadeUpForByAList(t *testing.T) {
 	b.run()
 	b.synced()
 	f.run("default", "early", 50)
-	b.state("default", "early", registry.Profiled)
+	b.StateIn("default", "early", registry.Profiled)
 	b.hold.Lock() // the registry is stuck
 	f.vanish("default", "early", 50, false)
 	f.publish("default", "/tasks/exit", &events.TaskExit{ContainerID: "filler", ID: "x"})
@@ -241,12 +242,12 @@ func TestTooManyEventsAreMadeUpForByAList(t *testing.T) {
 		f.run("default", fmt.Sprintf("c%d", i), 100+i)
 	}
 	f.publish("default", "/tasks/exit", &events.TaskExit{ContainerID: "early", ID: "early", Pid: 50})
-	eventually(t, "the queue overflows", func() bool { return c.Stats().Overflows > 0 })
+	sourcetest.Eventually(t, "the queue overflows", func() bool { return c.Stats().Overflows > 0 })
 	b.hold.Unlock()
 	for i := range n {
-		b.state("default", fmt.Sprintf("c%d", i), registry.Profiled)
+		b.StateIn("default", fmt.Sprintf("c%d", i), registry.Profiled)
 	}
-	b.state("default", "early", registry.Gone)
+	b.StateIn("default", "early", registry.Gone)
 }
 
 func TestALostConnectionLosesNothing(t *testing.T) {
@@ -258,10 +259,10 @@ func TestALostConnectionLosesNothing(t *testing.T) {
 	f.run("default", "deleted", 12)
 	first := f.run("default", "restarts", 13)
 	for _, id := range []string{"stays", "ends", "deleted", "restarts"} {
-		b.state("default", id, registry.Profiled)
+		b.StateIn("default", id, registry.Profiled)
 	}
 	f.stop()
-	eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
+	sourcetest.Eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
 	if st := b.client.Status(); !strings.Contains(st.Err, "lost") && !strings.Contains(st.Err, "nobody listens") && !strings.Contains(st.Err, "no containerd") {
 		t.Errorf("status %+v", st)
 	}
@@ -272,20 +273,20 @@ func TestALostConnectionLosesNothing(t *testing.T) {
 	f.run("default", "new", 15)
 	f.start()
 	b.synced()
-	b.state("default", "ends", registry.Gone)
-	b.state("default", "deleted", registry.Gone)
-	b.state("default", "new", registry.Profiled)
-	if rec := b.state("default", "restarts", registry.Profiled); rec.PID != 14 || b.scopes.has(first) {
+	b.StateIn("default", "ends", registry.Gone)
+	b.StateIn("default", "deleted", registry.Gone)
+	b.StateIn("default", "new", registry.Profiled)
+	if rec := b.StateIn("default", "restarts", registry.Profiled); rec.PID != 14 || b.Scopes.Has(first) {
 		t.Errorf("record %+v", rec)
 	}
-	rec := b.state("default", "stays", registry.Profiled)
+	rec := b.StateIn("default", "stays", registry.Profiled)
 	if rec.CgroupID != stays || rec.TaskCreatedAt.IsZero() || rec.StartedAt.IsZero() {
 		t.Errorf("record %+v, want what was known before", rec)
 	}
 	if c := b.client.Stats(); c.Connects < 2 || c.Lists < 2 {
 		t.Errorf("stats %+v", c)
 	}
-	if n := b.scopes.next; n != 6 {
+	if n := b.Scopes.Added(); n != 6 {
 		t.Errorf("%d scopes were made, want 6: one for each run", n)
 	}
 }
@@ -296,20 +297,20 @@ func TestAListThatIsOlderThanAnEventDoesNotBringAContainerBack(t *testing.T) {
 	b.run()
 	b.synced()
 	f.run("default", "web", 10)
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 	f.mu.Lock()
 	f.list = func() { // the tasks are read; before the answer arrives, one ends
 		f.subscribed()
 		f.publish("default", "/tasks/exit", &events.TaskExit{ContainerID: "web", ID: "web", Pid: 10})
-		eventually(t, "the end is told", func() bool { rec, _ := b.find("default", "web"); return rec.State == registry.Gone })
+		sourcetest.Eventually(t, "the end is told", func() bool { rec, _ := b.FindIn("default", "web"); return rec.State == registry.Gone })
 		f.publish("default", "/tasks/create", &events.TaskCreate{ContainerID: "new", Pid: 20})
-		eventually(t, "the new one is told", func() bool { _, ok := b.find("default", "new"); return ok })
+		sourcetest.Eventually(t, "the new one is told", func() bool { _, ok := b.FindIn("default", "new"); return ok })
 	}
 	f.mu.Unlock()
 	f.process(20, "/default/new")
 	f.stop()
 	f.start()
-	eventually(t, "it has listed again", func() bool { return b.client.Stats().Connects == 2 && b.client.Status().Connected })
+	sourcetest.Eventually(t, "it has listed again", func() bool { return b.client.Stats().Connects == 2 && b.client.Status().Connected })
 	b.mu.Lock()
 	var after []string
 	for _, e := range b.said {
@@ -321,7 +322,7 @@ func TestAListThatIsOlderThanAnEventDoesNotBringAContainerBack(t *testing.T) {
 	if last := after[len(after)-1]; last != "gone" {
 		t.Errorf("the last word about it is %q, want gone; all: %v", last, after)
 	}
-	if rec, _ := b.find("default", "new"); rec.State == registry.Gone {
+	if rec, _ := b.FindIn("default", "new"); rec.State == registry.Gone {
 		t.Error("a container that came while the list was made is taken for gone")
 	}
 }
@@ -331,11 +332,11 @@ func TestAnOlderEventAfterAListIsNotANewRun(t *testing.T) {
 	b.run()
 	cgroup := f.run("default", "web", 20)
 	b.synced()
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 	f.publish("default", "/tasks/create", &events.TaskCreate{ContainerID: "web", Pid: 10}) // of the run before
 	f.run("default", "fence", 30)
-	b.state("default", "fence", registry.Profiled)
-	if rec := b.state("default", "web", registry.Profiled); rec.PID != 20 || !b.scopes.has(cgroup) {
+	b.StateIn("default", "fence", registry.Profiled)
+	if rec := b.StateIn("default", "web", registry.Profiled); rec.PID != 20 || !b.Scopes.Has(cgroup) {
 		t.Errorf("record %+v", rec)
 	}
 }
@@ -353,10 +354,10 @@ func TestAProcessThatMovedDownIsStillInItsContainersCgroup(t *testing.T) {
 	f.running[key{"default", "systemd"}] = &task.Process{ID: "systemd", Pid: 11, Status: task.Status_RUNNING}
 	b.run()
 	b.synced()
-	if rec := b.state("default", "systemd", registry.Profiled); rec.CgroupID != own || rec.CgroupPath != "/batch/one" {
+	if rec := b.StateIn("default", "systemd", registry.Profiled); rec.CgroupID != own || rec.CgroupPath != "/batch/one" {
 		t.Errorf("record %+v", rec)
 	}
-	if rec := b.state("default", "init", registry.Profiled); rec.CgroupID != want || rec.CgroupPath != "/default/init" {
+	if rec := b.StateIn("default", "init", registry.Profiled); rec.CgroupID != want || rec.CgroupPath != "/default/init" {
 		t.Errorf("record %+v", rec)
 	}
 }
@@ -371,9 +372,9 @@ func TestAProcessThatIsGoneLeavesItsCgroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	f.publish("default", "/tasks/create", &events.TaskCreate{ContainerID: "web", Pid: 10})
-	eventually(t, "its cgroup is found by its record", func() bool { rec, _ := b.find("default", "web"); return rec.CgroupID == want })
+	sourcetest.Eventually(t, "its cgroup is found by its record", func() bool { rec, _ := b.FindIn("default", "web"); return rec.CgroupID == want })
 	f.publish("default", "/tasks/create", &events.TaskCreate{ContainerID: "nowhere", Pid: 11})
-	b.state("default", "nowhere", registry.Waiting)
+	b.StateIn("default", "nowhere", registry.Waiting)
 	if b.client.Stats().Unlocated == 0 {
 		t.Errorf("stats %+v", b.client.Stats())
 	}
@@ -385,15 +386,15 @@ func TestRubbishIsCounted(t *testing.T) {
 	f.task("default", "bad", 10)
 	b.run()
 	b.synced()
-	b.state("default", "bad", registry.Profiled) // without its spec
+	b.StateIn("default", "bad", registry.Profiled) // without its spec
 	for _, name := range []string{"TaskCreate", "TaskStart", "TaskExit", "TaskDelete", "ContainerCreate", "ContainerUpdate", "ContainerDelete"} {
 		f.envelope(&types.Envelope{Event: &anypb.Any{TypeUrl: "containerd.events." + name, Value: []byte{0xff, 0xff, 0xff}}})
 	}
 	f.envelope(&types.Envelope{Event: &anypb.Any{TypeUrl: "containerd.events.Unknown"}})
 	f.envelope(&types.Envelope{})
-	eventually(t, "all is counted", func() bool { return b.client.Stats().Malformed >= 8 })
+	sourcetest.Eventually(t, "all is counted", func() bool { return b.client.Stats().Malformed >= 8 })
 	f.run("default", "good", 11)
-	b.state("default", "good", registry.Profiled)
+	b.StateIn("default", "good", registry.Profiled)
 }
 
 func TestStatusSaysWhatToDo(t *testing.T) {
@@ -444,7 +445,7 @@ func TestStatusSaysWhatToDo(t *testing.T) {
 			}
 			b := newBench(t, client)
 			b.run()
-			eventually(t, "there is a status", func() bool { return client.Status().Err != "" })
+			sourcetest.Eventually(t, "there is a status", func() bool { return client.Status().Err != "" })
 			st := client.Status()
 			for _, want := range append(c.want, socket) {
 				if !strings.Contains(st.Err, want) {
@@ -465,10 +466,10 @@ func TestASocketThatComesLaterIsFound(t *testing.T) {
 	f := newFake(t)
 	b := newBench(t, quick(NewClient("containerd", f.socket(), f.hierarchy(), nil)))
 	b.run()
-	eventually(t, "its absence is noticed", func() bool { return b.client.Status().Err != "" })
+	sourcetest.Eventually(t, "its absence is noticed", func() bool { return b.client.Status().Err != "" })
 	f.run("default", "web", 10)
 	f.start()
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 }
 
 func TestAContainerdThatHangsLaterIsNoticed(t *testing.T) {
@@ -485,11 +486,11 @@ func TestAContainerdThatHangsLaterIsNoticed(t *testing.T) {
 	f.mu.Lock()
 	f.list = func() { <-release }
 	f.mu.Unlock()
-	eventually(t, "the hang is noticed", func() bool { st := c.Status(); return !st.Connected && strings.Contains(st.Err, "does not answer") })
+	sourcetest.Eventually(t, "the hang is noticed", func() bool { st := c.Status(); return !st.Connected && strings.Contains(st.Err, "does not answer") })
 	// Events go on meanwhile, and nothing is taken for gone.
 	f.run("default", "other", 11)
-	b.state("default", "other", registry.Profiled)
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "other", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 	f.mu.Lock()
 	f.list = nil
 	f.mu.Unlock()
@@ -504,13 +505,13 @@ func TestLabelsThatChangeAreTold(t *testing.T) {
 	f.run("default", "web", 10)
 	b.run()
 	b.synced()
-	first := b.state("default", "web", registry.Profiled)
+	first := b.StateIn("default", "web", registry.Profiled)
 	f.record("default", &containers.Container{ID: "web", Image: "img:web", Labels: map[string]string{"team": "red"}, Spec: specOf(t, "/default/web", nil)})
-	eventually(t, "the next list tells it", func() bool { rec, _ := b.find("default", "web"); return rec.Labels["team"] == "red" })
+	sourcetest.Eventually(t, "the next list tells it", func() bool { rec, _ := b.FindIn("default", "web"); return rec.Labels["team"] == "red" })
 	f.record("default", &containers.Container{ID: "web", Image: "img:2", Spec: specOf(t, "/default/web", nil)})
 	f.publish("default", "/containers/update", &events.ContainerUpdate{ID: "web", Image: "img:2"})
-	eventually(t, "the event tells it", func() bool { rec, _ := b.find("default", "web"); return rec.Image == "img:2" && len(rec.Labels) == 0 })
-	if rec, _ := b.find("default", "web"); rec.ScopeID != first.ScopeID || rec.CreatedAt.IsZero() {
+	sourcetest.Eventually(t, "the event tells it", func() bool { rec, _ := b.FindIn("default", "web"); return rec.Image == "img:2" && len(rec.Labels) == 0 })
+	if rec, _ := b.FindIn("default", "web"); rec.ScopeID != first.ScopeID || rec.CreatedAt.IsZero() {
 		t.Errorf("record %+v, want the same scope as %d", rec, first.ScopeID)
 	}
 }
@@ -537,30 +538,30 @@ func TestTheUsualPlaces(t *testing.T) {
 	}
 	u.clients[1].h = g.hierarchy()
 	b := newBench(t, nil)
-	start(t, u, b.emit)
+	sourcetest.Run(t, u, b.emit)
 	if !b.WaitSynced(t.Context(), 1, time.Minute) || b.WaitSynced(t.Context(), 2, 20*time.Millisecond) {
 		t.Error("places without a containerd must count as one source that has nothing")
 	}
-	eventually(t, "both are absent", func() bool { return u.clients[0].Status().Err != "" && u.clients[1].Status().Err != "" })
+	sourcetest.Eventually(t, "both are absent", func() bool { return u.clients[0].Status().Err != "" && u.clients[1].Status().Err != "" })
 	if st := u.Status(); st.Connected || !st.Absent || !strings.Contains(st.Err, f.socket()) || !strings.Contains(st.Err, "set runtimes.containerd.address") {
 		t.Errorf("status %+v", st)
 	}
 	g.run("k8s.io", "web", 10)
 	g.start()
-	b.state("k8s.io", "web", registry.Profiled)
-	eventually(t, "the one that is there counts", func() bool { return u.Status().Connected })
+	b.StateIn("k8s.io", "web", registry.Profiled)
+	sourcetest.Eventually(t, "the one that is there counts", func() bool { return u.Status().Connected })
 	if n := u.Counts(); n["connect"] != 1 || n["list"] == 0 {
 		t.Errorf("counts %v", n)
 	}
 	f.start()
 	f.run("default", "web", 10)
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 	g.stop()
 	// A socket that is gone would be a place without a containerd; one that nobody listens on is a containerd that is down.
 	if err := os.WriteFile(g.socket(), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the one that does not work counts", func() bool { st := u.Status(); return !st.Connected && strings.Contains(st.Err, g.socket()) })
+	sourcetest.Eventually(t, "the one that does not work counts", func() bool { st := u.Status(); return !st.Connected && strings.Contains(st.Err, g.socket()) })
 	var sources []string
 	b.mu.Lock()
 	for _, e := range b.said {

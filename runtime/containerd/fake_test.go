@@ -3,7 +3,6 @@ package containerd
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -11,7 +10,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/containerd/containerd/api/events"
 	"github.com/containerd/containerd/api/services/containers/v1"
@@ -30,7 +28,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
-	"github.com/stoker-profiler/stoker/runtime/registry"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 )
 
 // fake is a containerd made of maps, on a real unix socket, with a cgroup tree and a /proc made of files.
@@ -147,7 +145,7 @@ func (f *fake) namespaces() []*namespaces.Namespace {
 // subscribed waits until events reach somebody: a subscriber is added some time after it has its stream, as in the real one.
 func (f *fake) subscribed() {
 	f.t.Helper()
-	eventually(f.t, "somebody has subscribed", func() bool {
+	sourcetest.Eventually(f.t, "somebody has subscribed", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return len(f.subscribers) > 0
@@ -325,57 +323,20 @@ func (c fakeNamespaces) List(context.Context, *namespaces.ListNamespacesRequest)
 	return &namespaces.ListNamespacesResponse{Namespaces: c.f.namespaces()}, nil
 }
 
-// scopes stands for the kernel.
-type scopes struct {
-	mu   sync.Mutex
-	next uint32
-	in   map[uint64]time.Time // cgroup → since
-	ever map[uint64]time.Time
-}
-
-func newScopes() *scopes { return &scopes{in: map[uint64]time.Time{}, ever: map[uint64]time.Time{}} }
-
-func (s *scopes) Add(cgroup uint64, _ uint32) (uint32, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.next++
-	s.in[cgroup] = time.Now()
-	if _, ok := s.ever[cgroup]; !ok {
-		s.ever[cgroup] = time.Now()
-	}
-	return s.next, nil
-}
-
-func (s *scopes) Remove(cgroup uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.in, cgroup)
-	return nil
-}
-
-func (s *scopes) has(cgroup uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	_, ok := s.in[cgroup]
-	return ok
-}
-
 // bench is a client that feeds a registry.
 type bench struct {
 	t      *testing.T
 	client *Client
 	fake   *fake // nil: a real containerd
-	*registry.Registry
-	scopes *scopes
-	hold   sync.Mutex // held: emit waits
+	*sourcetest.Bench
+	hold sync.Mutex // held: emit waits
 
 	mu   sync.Mutex
 	said []container.Event
 }
 
 func newBench(t *testing.T, c *Client) *bench {
-	b := &bench{t: t, client: c, scopes: newScopes()}
-	b.Registry = registry.New(registry.Config{Scopes: b.scopes, Frequency: 97})
+	b := &bench{t: t, client: c, Bench: sourcetest.New(t)}
 	return b
 }
 
@@ -390,63 +351,13 @@ func (b *bench) emit(e container.Event) {
 
 func (b *bench) run() {
 	b.t.Helper()
-	start(b.t, b.client, b.emit)
-}
-
-func start(t *testing.T, s container.Source, emit func(container.Event)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, emit) }()
-	t.Cleanup(func() {
-		cancel()
-		select {
-		case err := <-ended:
-			if !errors.Is(err, context.Canceled) {
-				t.Errorf("Run ended with %v", err)
-			}
-		case <-time.After(30 * time.Second):
-			t.Error("Run does not end")
-		}
-	})
-}
-
-// eventually polls until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
+	sourcetest.Run(b.t, b.client, b.emit)
 }
 
 func (b *bench) synced() {
 	b.t.Helper()
-	eventually(b.t, "the source has synced", func() bool { return b.client.Status().Connected })
+	sourcetest.Synced(b.t, b.client)
 	if b.fake != nil {
 		b.fake.subscribed()
 	}
-}
-
-// find returns the newest record of a container that is not gone, else the newest.
-func (b *bench) find(namespace, id string) (registry.Record, bool) {
-	var found registry.Record
-	ok := false
-	for _, rec := range b.List() {
-		if rec.ID == id && rec.Namespace == namespace && (!ok || found.State == registry.Gone || rec.State != registry.Gone) {
-			found, ok = rec, true
-		}
-	}
-	return found, ok
-}
-
-func (b *bench) state(namespace, id string, want registry.State) registry.Record {
-	b.t.Helper()
-	var rec registry.Record
-	eventually(b.t, fmt.Sprintf("container %s in %s is %v", id, namespace, want), func() bool {
-		var ok bool
-		rec, ok = b.find(namespace, id)
-		return ok && rec.State == want
-	})
-	return rec
 }

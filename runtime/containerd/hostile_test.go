@@ -187,11 +187,11 @@ func TestEventsOutOfOrderOfEqualIDs(t *testing.T) {
 	f.run("b", "same", 12)
 	f.publish("a", "/tasks/create", &events.TaskCreate{ContainerID: "same", Pid: 11}) // again
 	f.publish("b", "/tasks/exit", &events.TaskExit{ContainerID: "same", ID: "same", Pid: 404})
-	b.state("a", "same", registry.Profiled)
-	b.state("b", "same", registry.Profiled)
+	b.StateIn("a", "same", registry.Profiled)
+	b.StateIn("b", "same", registry.Profiled)
 	f.publish("a", "/tasks/exit", &events.TaskExit{ContainerID: "same", ID: "same", Pid: 11})
-	b.state("a", "same", registry.Gone)
-	if rec := b.state("b", "same", registry.Profiled); rec.PID != 12 {
+	b.StateIn("a", "same", registry.Gone)
+	if rec := b.StateIn("b", "same", registry.Profiled); rec.PID != 12 {
 		t.Errorf("record %+v", rec)
 	}
 }

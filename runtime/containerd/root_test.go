@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/test/containerdtest"
 )
@@ -70,7 +71,7 @@ func TestRealContainers(t *testing.T) {
 	before := launch(t, d, containerdtest.Spec{ID: "before", Labels: map[string]string{"app": "old"}})
 	b.run()
 	b.synced()
-	rec := b.state("default", "before", registry.Profiled)
+	rec := b.StateIn("default", "before", registry.Profiled)
 	if rec.CgroupID != cgroupOf(t, before) || rec.CgroupPath != before.CgroupPath() || rec.PID != before.PID() || rec.Image != image || rec.Name != "before" ||
 		rec.Labels["app"] != "old" || rec.Labels["org.example.image"] != "yes" || rec.CreatedAt.IsZero() {
 		t.Errorf("record %+v", rec)
@@ -78,11 +79,11 @@ func TestRealContainers(t *testing.T) {
 
 	// In another namespace, of the same id, with what names its service.
 	other := launch(t, d, containerdtest.Spec{Namespace: "other", ID: "before", Env: []string{"OTEL_SERVICE_NAME=shop", "PASSWORD=x"}, Annotations: map[string]string{"note": "n"}})
-	rec = b.state("other", "before", registry.Profiled)
+	rec = b.StateIn("other", "before", registry.Profiled)
 	if rec.CgroupID != cgroupOf(t, other) || rec.Env["OTEL_SERVICE_NAME"] != "shop" || len(rec.Env) != 1 || rec.Annotations["note"] != "n" {
 		t.Errorf("record %+v", rec)
 	}
-	eventually(t, "its start is told", func() bool { rec, _ = b.find("other", "before"); return !rec.StartedAt.IsZero() })
+	sourcetest.Eventually(t, "its start is told", func() bool { rec, _ = b.FindIn("other", "before"); return !rec.StartedAt.IsZero() })
 	if rec.TaskCreatedAt.IsZero() || rec.StartedAt.Before(rec.TaskCreatedAt) {
 		t.Errorf("task created %v, started %v", rec.TaskCreatedAt, rec.StartedAt)
 	}
@@ -91,24 +92,24 @@ func TestRealContainers(t *testing.T) {
 	if _, err := other.Exec(ctx, "/bin/true"); err != nil {
 		t.Fatal(err)
 	}
-	b.state("other", "before", registry.Profiled)
+	b.StateIn("other", "before", registry.Profiled)
 
 	// A restart is another run.
 	first := rec
 	must(t, other.Restart(ctx))
-	eventually(t, "the second run is found", func() bool {
-		rec, _ = b.find("other", "before")
+	sourcetest.Eventually(t, "the second run is found", func() bool {
+		rec, _ = b.FindIn("other", "before")
 		return rec.State == registry.Profiled && rec.PID == other.PID()
 	})
-	if rec.CgroupID == first.CgroupID || rec.CgroupID != cgroupOf(t, other) || rec.ScopeID == first.ScopeID || b.scopes.has(first.CgroupID) {
+	if rec.CgroupID == first.CgroupID || rec.CgroupID != cgroupOf(t, other) || rec.ScopeID == first.ScopeID || b.Scopes.Has(first.CgroupID) {
 		t.Errorf("first run %+v\nsecond run %+v", first, rec)
 	}
 	if old, ok := b.Lookup(first.ScopeID); !ok || old.State != registry.Gone || old.PID != first.PID {
 		t.Errorf("first run by its scope: %+v, %t", old, ok)
 	}
 	must(t, other.Delete(ctx))
-	b.state("other", "before", registry.Gone)
-	b.state("default", "before", registry.Profiled)
+	b.StateIn("other", "before", registry.Gone)
+	b.StateIn("default", "before", registry.Profiled)
 }
 
 // A container that is over in a few milliseconds is known with its name, and was in scope.
@@ -118,8 +119,8 @@ func TestRealContainerThatIsOverAtOnce(t *testing.T) {
 	b.synced()
 	c := launch(t, d, containerdtest.Spec{ID: "short", Args: []string{"/bin/true"}, Labels: map[string]string{"app": "job"}})
 	must(t, c.Delete(t.Context()))
-	rec := b.state("default", "short", registry.Gone)
-	eventually(t, "it is described", func() bool { rec, _ = b.find("default", "short"); return rec.Described })
+	rec := b.StateIn("default", "short", registry.Gone)
+	sourcetest.Eventually(t, "it is described", func() bool { rec, _ = b.FindIn("default", "short"); return rec.Described })
 	if rec.Labels["app"] != "job" || !rec.Profiled() || rec.InScopeAt.IsZero() {
 		t.Errorf("record %+v", rec)
 	}
@@ -136,7 +137,7 @@ func TestRealContainerdIsKilledUnderLoad(t *testing.T) {
 	dies := launch(t, d, containerdtest.Spec{ID: "dies"})
 	b.run()
 	b.synced()
-	b.state("default", "dies", registry.Profiled)
+	b.StateIn("default", "dies", registry.Profiled)
 
 	// A load that fails while containerd is down, and goes on.
 	loadCtx, stop := context.WithCancel(ctx)
@@ -165,9 +166,9 @@ func TestRealContainerdIsKilledUnderLoad(t *testing.T) {
 	}
 	for range 3 {
 		n := starts.Load()
-		eventually(t, "the load is in the middle of something", func() bool { return starts.Load() >= n+4 })
+		sourcetest.Eventually(t, "the load is in the middle of something", func() bool { return starts.Load() >= n+4 })
 		must(t, d.KillDaemon())
-		eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
+		sourcetest.Eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
 		if dies != nil { // an end that no event tells
 			must(t, syscall.Kill(dies.PID(), syscall.SIGKILL))
 			must(t, dies.Wait(ctx))
@@ -176,14 +177,14 @@ func TestRealContainerdIsKilledUnderLoad(t *testing.T) {
 		must(t, d.StartDaemon(ctx))
 		b.synced()
 	}
-	b.state("default", "dies", registry.Gone)
+	b.StateIn("default", "dies", registry.Gone)
 	n := starts.Load()
-	eventually(t, "the load went on", func() bool { return starts.Load() >= n+2 })
+	sourcetest.Eventually(t, "the load went on", func() bool { return starts.Load() >= n+2 })
 	stop()
 	load.Wait()
 	last := launch(t, d, containerdtest.Spec{ID: "last"})
-	b.state("default", "last", registry.Profiled)
-	b.state("default", "stays", registry.Profiled)
+	b.StateIn("default", "last", registry.Profiled)
+	b.StateIn("default", "stays", registry.Profiled)
 
 	// What runs by containerd's own words. Asked again with each comparison: a kill that was under way when the load was
 	// stopped may still end a container.
@@ -226,16 +227,14 @@ func TestRealContainerdIsKilledUnderLoad(t *testing.T) {
 		}
 	}
 	for _, c := range append(running, stays, last) {
-		rec, _ := b.find(c.Namespace(), c.ID())
-		if rec.PID != c.PID() || rec.CgroupID != cgroupOf(t, c) || !b.scopes.has(rec.CgroupID) {
+		rec, _ := b.FindIn(c.Namespace(), c.ID())
+		if rec.PID != c.PID() || rec.CgroupID != cgroupOf(t, c) || !b.Scopes.Has(rec.CgroupID) {
 			t.Errorf("container %s: %+v, want pid %d", c.ID(), rec, c.PID())
 		}
 	}
-	b.scopes.mu.Lock()
-	if len(b.scopes.in) != len(actual) {
-		t.Errorf("%d cgroups are in scope, %d containers run", len(b.scopes.in), len(actual))
+	if b.Scopes.Len() != len(actual) {
+		t.Errorf("%d cgroups are in scope, %d containers run", b.Scopes.Len(), len(actual))
 	}
-	b.scopes.mu.Unlock()
 	t.Logf("%d containers were started, %d run in the end; client %+v", starts.Load()+4, len(actual), b.client.Stats())
 }
 
@@ -246,16 +245,16 @@ func TestRealContainerdThatHangs(t *testing.T) {
 	launch(t, d, containerdtest.Spec{ID: "web"})
 	b.run()
 	b.synced()
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 	must(t, d.PauseDaemon())
-	eventually(t, "the hang is noticed", func() bool {
+	sourcetest.Eventually(t, "the hang is noticed", func() bool {
 		st := b.client.Status()
 		return !st.Connected && strings.Contains(st.Err, "does not answer")
 	})
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 	must(t, d.ResumeDaemon())
 	b.synced()
-	b.state("default", "web", registry.Profiled)
+	b.StateIn("default", "web", registry.Profiled)
 }
 
 // The socket belongs to root.
@@ -263,7 +262,7 @@ func TestRealSocketThatIsNotOurs(t *testing.T) {
 	if os.Getenv("STOKER_TEST_SOCKET") != "" {
 		b := newBench(t, quick(NewClient("containerd", os.Getenv("STOKER_TEST_SOCKET"), cgroupfs.Hierarchy{}, nil)))
 		b.run()
-		eventually(t, "there is a status", func() bool { return b.client.Status().Err != "" })
+		sourcetest.Eventually(t, "there is a status", func() bool { return b.client.Status().Err != "" })
 		fmt.Println(b.client.Status().Err)
 		return
 	}
@@ -296,7 +295,7 @@ func TestRealContainersOfTwoSourcesAreOneRecord(t *testing.T) {
 	d, b := private(t)
 	h, err := cgroupfs.Detect()
 	must(t, err)
-	start(t, cgroupfs.NewScanner(h, nil), b.emit)
+	sourcetest.Run(t, cgroupfs.NewScanner(h, nil), b.emit)
 	b.run()
 	b.synced()
 	if !b.WaitSynced(t.Context(), 2, time.Minute) {
@@ -344,7 +343,7 @@ func TestRealContainersOfTwoSourcesAreOneRecord(t *testing.T) {
 		}
 		return all, live
 	}
-	eventually(t, "all runs are known and the deleted ones are gone", func() bool { all, live := runs(); return all == n+n/2 && live == n-n/3 })
+	sourcetest.Eventually(t, "all runs are known and the deleted ones are gone", func() bool { all, live := runs(); return all == n+n/2 && live == n-n/3 })
 	both := 0
 	for _, rec := range b.List() {
 		if strings.HasPrefix(rec.ID, prefix) && len(rec.Sources) == 2 {
@@ -370,7 +369,7 @@ func TestRealStartsAreInScopeBeforeTheyRun(t *testing.T) {
 	for i := range n {
 		c := launch(t, d, containerdtest.Spec{ID: fmt.Sprintf("c%d", i), Args: []string{"/bin/sleep", "1000"}})
 		var rec registry.Record
-		eventually(t, "its start is told", func() bool { rec, _ = b.find("default", c.ID()); return !rec.StartedAt.IsZero() })
+		sourcetest.Eventually(t, "its start is told", func() bool { rec, _ = b.FindIn("default", c.ID()); return !rec.StartedAt.IsZero() })
 		if rec.TaskCreatedAt.IsZero() || rec.InScopeAt.IsZero() {
 			t.Fatalf("record %+v", rec)
 		}

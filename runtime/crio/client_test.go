@@ -14,6 +14,7 @@ import (
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 )
 
@@ -53,13 +54,13 @@ func TestWhatCRIOHasIsTold(t *testing.T) {
 			f.begin(idOf(4), idOf(1), "next", driver) // being made
 			b.run()
 			b.synced()
-			rec := b.until(idOf(2), "described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Env != nil })
+			rec := b.Until(idOf(2), "described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Env != nil })
 			described(t, rec, "web-0")
 			own := strings.TrimSuffix(driver("crio", idOf(2)), "/container")
-			if rec.PID != pid || rec.CgroupPath != own || rec.CgroupID != f.cgroupID(own) || !b.scopes.has(rec.CgroupID) || rec.StartedAt.IsZero() {
+			if rec.PID != pid || rec.CgroupPath != own || rec.CgroupID != f.cgroupID(own) || !b.Scopes.Has(rec.CgroupID) || rec.StartedAt.IsZero() {
 				t.Errorf("process %+v", rec.Container)
 			}
-			if len(b.find(idOf(3))) != 0 || len(b.find(idOf(4))) != 0 {
+			if len(b.All(idOf(3))) != 0 || len(b.All(idOf(4))) != 0 {
 				t.Errorf("a container that had ended, or is not made yet, is listed")
 			}
 			for _, rec := range b.List() {
@@ -70,11 +71,11 @@ func TestWhatCRIOHasIsTold(t *testing.T) {
 			// What comes and goes without a hint is found by comparing.
 			f.created(idOf(4))
 			b.client.Hint(container.Container{Runtime: "cri-o", ID: idOf(4)})
-			described(t, b.until(idOf(4), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
+			described(t, b.Until(idOf(4), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
 			f.exit(idOf(2))
 			b.client.Hint(container.Container{Runtime: "cri-o", ID: idOf(5)}) // something else: everything is listed
-			b.state(idOf(2), registry.Gone)
-			if b.scopes.has(rec.CgroupID) {
+			b.State(idOf(2), registry.Gone)
+			if b.Scopes.Has(rec.CgroupID) {
 				t.Error("a container that has ended is in scope")
 			}
 		})
@@ -94,20 +95,20 @@ func TestContainersThatTheScanFindsFirst(t *testing.T) {
 			f.process(1, driver("crio", idOf(1))) // a pod with a pause process
 			f.process(2, driver("crio-conmon", idOf(2)))
 			f.begin(idOf(2), idOf(1), "main", driver)
-			rec := b.until(idOf(2), "in scope", func(rec registry.Record) bool { return b.scopes.has(rec.CgroupID) })
+			rec := b.Until(idOf(2), "in scope", func(rec registry.Record) bool { return b.Scopes.Has(rec.CgroupID) })
 			if rec.Described {
 				t.Errorf("it is described before CRI-O could say anything: %+v", rec)
 			}
 			lists := f.called("ListContainers")
-			eventually(t, "CRI-O is asked again", func() bool { return f.called("ListContainers") > lists+1 })
+			sourcetest.Eventually(t, "CRI-O is asked again", func() bool { return f.called("ListContainers") > lists+1 })
 			f.created(idOf(2))
-			rec = b.until(idOf(2), "described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Env != nil })
+			rec = b.Until(idOf(2), "described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Env != nil })
 			described(t, rec, "web-0")
-			if len(b.find(idOf(2))) != 1 || rec.Sources["cgroup"].IsZero() || rec.Sources["cri-o"].IsZero() {
-				t.Errorf("%d records; %+v", len(b.find(idOf(2))), rec)
+			if len(b.All(idOf(2))) != 1 || rec.Sources["cgroup"].IsZero() || rec.Sources["cri-o"].IsZero() {
+				t.Errorf("%d records; %+v", len(b.All(idOf(2))), rec)
 			}
-			eventually(t, "the pause process is out of scope", func() bool {
-				return !b.scopes.has(f.cgroupID(strings.TrimSuffix(driver("crio", idOf(1)), "/container")))
+			sourcetest.Eventually(t, "the pause process is out of scope", func() bool {
+				return !b.Scopes.Has(f.cgroupID(strings.TrimSuffix(driver("crio", idOf(1)), "/container")))
 			})
 			for _, rec := range b.List() {
 				if rec.ID != idOf(2) {
@@ -120,9 +121,9 @@ func TestContainersThatTheScanFindsFirst(t *testing.T) {
 			}
 			f.state(idOf(2), cri.ContainerState_CONTAINER_RUNNING)
 			b.client.Hint(container.Container{Runtime: "cri-o", ID: idOf(9)})
-			b.until(idOf(2), "known to have started", func(rec registry.Record) bool { return !rec.StartedAt.IsZero() })
+			b.Until(idOf(2), "known to have started", func(rec registry.Record) bool { return !rec.StartedAt.IsZero() })
 			f.exit(idOf(2))
-			b.state(idOf(2), registry.Gone)
+			b.State(idOf(2), registry.Gone)
 		})
 	}
 }
@@ -136,21 +137,21 @@ func TestShortLivedContainersGetTheirNames(t *testing.T) {
 	b.synced()
 	f.webPod(idOf(1), "web-0")
 	f.run(idOf(3), idOf(1), "long", systemd)
-	b.until(idOf(3), "described", func(rec registry.Record) bool { return rec.Env != nil })
+	b.Until(idOf(3), "described", func(rec registry.Record) bool { return rec.Env != nil })
 	asked := f.called("ContainerStatus")
 	f.begin(idOf(2), idOf(1), "short", systemd)
-	b.until(idOf(2), "in scope", func(rec registry.Record) bool { return b.scopes.has(rec.CgroupID) })
+	b.Until(idOf(2), "in scope", func(rec registry.Record) bool { return b.Scopes.Has(rec.CgroupID) })
 	f.with(func() {
 		f.before = func(context.Context, string) error { return status.Error(codes.Unavailable, "not now") }
 	})
 	f.created(idOf(2))
 	f.state(idOf(2), cri.ContainerState_CONTAINER_RUNNING)
 	f.exit(idOf(2))
-	b.state(idOf(2), registry.Gone)
+	b.State(idOf(2), registry.Gone)
 	f.with(func() { f.before = nil })
-	rec := b.until(idOf(2), "described", func(rec registry.Record) bool { return rec.Env != nil })
+	rec := b.Until(idOf(2), "described", func(rec registry.Record) bool { return rec.Env != nil })
 	described(t, rec, "web-0")
-	if found := b.find(idOf(2)); len(found) != 1 || rec.State != registry.Gone || b.scopes.has(rec.CgroupID) || rec.PID != 0 {
+	if found := b.All(idOf(2)); len(found) != 1 || rec.State != registry.Gone || b.Scopes.Has(rec.CgroupID) || rec.PID != 0 {
 		t.Errorf("%d records; %+v", len(found), rec)
 	}
 	// Nobody asks about it a second time.
@@ -158,8 +159,8 @@ func TestShortLivedContainersGetTheirNames(t *testing.T) {
 	lists := f.called("ListContainers")
 	b.client.Hint(rec.Container)
 	b.client.Hint(container.Container{Runtime: "cri-o", ID: idOf(9)})
-	eventually(t, "everything is listed again", func() bool { return f.called("ListContainers") > lists+1 })
-	if n := len(b.find(idOf(2))); n != 1 || asked != 1 {
+	sourcetest.Eventually(t, "everything is listed again", func() bool { return f.called("ListContainers") > lists+1 })
+	if n := len(b.All(idOf(2))); n != 1 || asked != 1 {
 		t.Errorf("%d records, asked %d times", n, asked)
 	}
 }
@@ -171,7 +172,7 @@ func TestAnotherRuntimeIsLeftAlone(t *testing.T) {
 	f.webPod(idOf(1), "web-0")
 	f.run(idOf(2), idOf(1), "main", systemd)
 	b.run()
-	eventually(t, "it is asked again and again", func() bool { return f.called("Version") > 3 })
+	sourcetest.Eventually(t, "it is asked again and again", func() bool { return f.called("Version") > 3 })
 	st := b.client.Status()
 	if st.Connected || st.Absent || !strings.Contains(st.Err, "this is not CRI-O") || !strings.Contains(st.Err, "containerd") || !strings.Contains(st.Err, "runtimes.crio.address") {
 		t.Errorf("status %+v", st)
@@ -184,7 +185,7 @@ func TestAnotherRuntimeIsLeftAlone(t *testing.T) {
 		}
 		f.name = "cri-o"
 	})
-	b.until(idOf(2), "described", func(rec registry.Record) bool { return rec.Env != nil })
+	b.Until(idOf(2), "described", func(rec registry.Record) bool { return rec.Env != nil })
 }
 
 func TestNoCRIO(t *testing.T) {
@@ -201,19 +202,19 @@ func TestNoCRIO(t *testing.T) {
 	f.webPod(idOf(1), "web-0")
 	f.run(idOf(2), idOf(1), "main", systemd)
 	f.start() // it appears
-	b.state(idOf(2), registry.Profiled)
+	b.State(idOf(2), registry.Profiled)
 	// And ends, and is another when it is back.
 	f.stop()
 	b.client.Hint(container.Container{Runtime: "cri-o", ID: idOf(9)})
-	eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
+	sourcetest.Eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
 	if st := b.client.Status(); st.Absent {
 		t.Errorf("status %+v", st)
 	}
 	f.exit(idOf(2))
 	f.run(idOf(3), idOf(1), "other", systemd)
 	f.start()
-	b.state(idOf(2), registry.Gone)
-	described(t, b.until(idOf(3), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
+	b.State(idOf(2), registry.Gone)
+	described(t, b.Until(idOf(3), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
 }
 
 // A status that is not answered costs a container its environment and nothing else, and holds up no other.
@@ -242,18 +243,18 @@ func TestAStatusThatHangs(t *testing.T) {
 		f.run(idOf(10+i), idOf(1), "main", systemd)
 	}
 	for i := range 10 {
-		rec := b.until(idOf(10+i), "described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Pod.Name == "web-0" })
+		rec := b.Until(idOf(10+i), "described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Pod.Name == "web-0" })
 		if rec.Name != "main" || rec.Env != nil || rec.Image != "quay.io/shop/main@sha256:"+strings.Repeat("cd", 32) {
 			t.Errorf("record %+v", rec)
 		}
 	}
-	eventually(t, "failures are counted", func() bool { return b.client.Stats().DescribeErrors > 0 })
+	sourcetest.Eventually(t, "failures are counted", func() bool { return b.client.Stats().DescribeErrors > 0 })
 	if st := b.client.Status(); !st.Connected {
 		t.Errorf("status %+v", st)
 	}
 	f.with(func() { hang = false })
 	for i := range 10 {
-		described(t, b.until(idOf(10+i), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
+		described(t, b.Until(idOf(10+i), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
 	}
 }
 
@@ -270,11 +271,11 @@ func TestACRIOThatHangs(t *testing.T) {
 				return ctx.Err()
 			}
 			b.run()
-			eventually(t, "it is said", func() bool { return strings.Contains(b.client.Status().Err, "does not answer") })
+			sourcetest.Eventually(t, "it is said", func() bool { return strings.Contains(b.client.Status().Err, "does not answer") })
 			f.webPod(idOf(1), "web-0")
 			f.run(idOf(2), idOf(1), "main", systemd)
 			f.with(func() { f.before = nil })
-			b.state(idOf(2), registry.Profiled)
+			b.State(idOf(2), registry.Profiled)
 		})
 	}
 }
@@ -294,18 +295,18 @@ func TestAWrongPidIsNotBelieved(t *testing.T) {
 	}
 	b.run()
 	for i := range 7 {
-		rec := b.until(idOf(10+i), "described", func(rec registry.Record) bool { return rec.Env != nil })
+		rec := b.Until(idOf(10+i), "described", func(rec registry.Record) bool { return rec.Env != nil })
 		if rec.CgroupID != 0 || rec.State != registry.Waiting {
 			t.Errorf("pid %d: %+v", rec.PID, rec)
 		}
 	}
-	b.state(idOf(3), registry.Profiled)
-	if b.client.Stats().Unlocated == 0 || b.scopes.has(f.cgroupID("/system.slice/sshd.service")) || b.scopes.has(f.cgroupID(systemd("crio-conmon", idOf(2)))) {
-		t.Errorf("stats %+v, scopes %v", b.client.Stats(), b.scopes.in)
+	b.State(idOf(3), registry.Profiled)
+	if b.client.Stats().Unlocated == 0 || b.Scopes.Has(f.cgroupID("/system.slice/sshd.service")) || b.Scopes.Has(f.cgroupID(systemd("crio-conmon", idOf(2)))) {
+		t.Errorf("stats %+v, %d in scope", b.client.Stats(), b.Scopes.Len())
 	}
 	b.scan() // which knows better
 	for i := range 7 {
-		b.state(idOf(10+i), registry.Profiled)
+		b.State(idOf(10+i), registry.Profiled)
 	}
 }
 
@@ -319,8 +320,8 @@ func TestNonsenseInAList(t *testing.T) {
 			l.Containers[0], &cri.Container{Id: idOf(7), PodSandboxId: "none", State: 99}, &cri.Container{Id: strings.Repeat("x", 100_000)})
 	}
 	b.run()
-	described(t, b.until(idOf(2), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
-	if rec := b.state(idOf(7), registry.Waiting); rec.Pod.Name != "" || rec.Labels == nil {
+	described(t, b.Until(idOf(2), "described", func(rec registry.Record) bool { return rec.Env != nil }), "web-0")
+	if rec := b.State(idOf(7), registry.Waiting); rec.Pod.Name != "" || rec.Labels == nil {
 		t.Errorf("record %+v", rec)
 	}
 	if n := b.client.Stats().Malformed; n < 5 {

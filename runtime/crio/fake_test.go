@@ -3,7 +3,6 @@ package crio
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -21,7 +20,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
-	"github.com/stoker-profiler/stoker/runtime/registry"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 )
 
 // version is the CRI-O whose sources the fake follows. Its files, with what was taken from each:
@@ -326,48 +325,18 @@ func (f *fake) cgroupID(cgroup string) uint64 {
 	return id
 }
 
-// scopes stands for the kernel.
-type scopes struct {
-	mu   sync.Mutex
-	next uint32
-	in   map[uint64]bool
-}
-
-func (s *scopes) Add(cgroup uint64, _ uint32) (uint32, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.next++
-	s.in[cgroup] = true
-	return s.next, nil
-}
-
-func (s *scopes) Remove(cgroup uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.in, cgroup)
-	return nil
-}
-
-func (s *scopes) has(cgroup uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.in[cgroup]
-}
-
 // bench is a client, and the scan of the cgroup tree, that feed a registry as the agent has them do.
 type bench struct {
 	t      *testing.T
 	fake   *fake
 	client *Client
-	*registry.Registry
-	scopes *scopes
-	mu     sync.Mutex
-	said   []container.Event
+	*sourcetest.Bench
+	mu   sync.Mutex
+	said []container.Event
 }
 
 func newBench(t *testing.T, f *fake) *bench {
-	b := &bench{t: t, fake: f, scopes: &scopes{in: map[uint64]bool{}}, client: quick(NewClient("cri-o", f.socket(), f.hierarchy(), nil))}
-	b.Registry = registry.New(registry.Config{Scopes: b.scopes, Frequency: 97})
+	b := &bench{t: t, fake: f, Bench: sourcetest.New(t), client: quick(NewClient("cri-o", f.socket(), f.hierarchy(), nil))}
 	return b
 }
 
@@ -388,71 +357,14 @@ func (b *bench) emit(e container.Event) {
 	}
 }
 
-func (b *bench) run() { b.t.Helper(); startSource(b.t, b.client, b.emit) }
+func (b *bench) run() { b.t.Helper(); sourcetest.Run(b.t, b.client, b.emit) }
 
 func (b *bench) scan() {
 	b.t.Helper()
-	startSource(b.t, cgroupfs.NewScanner(b.fake.hierarchy(), nil), b.emit)
-}
-
-func startSource(t *testing.T, s container.Source, emit func(container.Event)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, emit) }()
-	t.Cleanup(func() {
-		cancel()
-		select {
-		case err := <-ended:
-			if !errors.Is(err, context.Canceled) {
-				t.Errorf("Run ended with %v", err)
-			}
-		case <-time.After(30 * time.Second):
-			t.Error("Run does not end")
-		}
-	})
-}
-
-// eventually polls until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
+	sourcetest.Run(b.t, cgroupfs.NewScanner(b.fake.hierarchy(), nil), b.emit)
 }
 
 func (b *bench) synced() {
 	b.t.Helper()
-	eventually(b.t, "the source has synced", func() bool { return b.client.Status().Connected })
-}
-
-// find returns the records of a container, newest first.
-func (b *bench) find(id string) []registry.Record {
-	var found []registry.Record
-	for _, rec := range b.List() {
-		if rec.ID == id {
-			found = append([]registry.Record{rec}, found...)
-		}
-	}
-	return found
-}
-
-func (b *bench) until(id, what string, ok func(registry.Record) bool) registry.Record {
-	b.t.Helper()
-	var rec registry.Record
-	eventually(b.t, fmt.Sprintf("container %s is %s", id[60:], what), func() bool {
-		found := b.find(id)
-		if len(found) == 0 || !ok(found[0]) {
-			return false
-		}
-		rec = found[0]
-		return true
-	})
-	return rec
-}
-
-func (b *bench) state(id string, want registry.State) registry.Record {
-	b.t.Helper()
-	return b.until(id, want.String(), func(rec registry.Record) bool { return rec.State == want })
+	sourcetest.Synced(b.t, b.client)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/test/hostile"
 )
@@ -93,7 +94,7 @@ func TestACRIOThatMeansHarm(t *testing.T) {
 			if c.said != "" {
 				client.loop.Times.SecondList = 20 * time.Millisecond
 			}
-			r := registry.New(registry.Config{Scopes: &scopes{in: map[uint64]bool{}}, Frequency: 97})
+			r := registry.New(registry.Config{Scopes: sourcetest.NewScopes(), Frequency: 97})
 			hostile.Run(t, client, r.Apply, 128<<20, func() bool {
 				st := client.Status()
 				return c.said == "" && st.Connected || c.said != "" && strings.Contains(st.Err, c.said) && len(st.Err) < 1100

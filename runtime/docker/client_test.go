@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 )
 
@@ -50,7 +51,7 @@ func TestARootlessEnginesContainersAreItsUsers(t *testing.T) {
 	b.synced()
 	b.emit(container.Event{Type: container.Upsert, Source: "cgroup", Inferred: true, Container: container.Container{ID: id, Runtime: "docker", CgroupID: 5,
 		CgroupPath: "/user.slice/user-1000.slice/user@1000.service/user.slice/docker-" + id + ".scope"}})
-	if rec := b.state(id, registry.Profiled); rec.User != "1000" || rec.Name != "rootless" || b.count(id) != 1 {
+	if rec := b.State(id, registry.Profiled); rec.User != "1000" || rec.Name != "rootless" || len(b.All(id)) != 1 {
 		t.Errorf("record %+v", rec)
 	}
 }
@@ -71,21 +72,21 @@ func TestWhatDockerHasIsTold(t *testing.T) {
 	f.has(idOf(3), "new", "created", nil)
 	b.run()
 	b.synced()
-	rec := b.state(idOf(1), registry.Waiting) // it has no cgroup: that is for others to say
+	rec := b.State(idOf(1), registry.Waiting) // it has no cgroup: that is for others to say
 	if rec.Name != "web" || rec.Image != "img:web" || rec.Runtime != "docker" || !rec.Described || rec.CreatedAt.IsZero() || rec.Labels["team"] != "blue" ||
 		rec.Labels["com.docker.compose.project"] != "shop" || rec.Labels["com.docker.compose.service"] != "api" || len(rec.Labels) != 3 {
 		t.Errorf("record %+v", rec)
 	}
-	if rec := b.state(idOf(3), registry.Waiting); rec.Labels == nil {
+	if rec := b.State(idOf(3), registry.Waiting); rec.Labels == nil {
 		t.Errorf("that it has no labels is known: %+v", rec)
 	}
-	if _, ok := b.find(idOf(2)); ok {
+	if _, ok := b.Find(idOf(2)); ok {
 		t.Error("a container that has ended is listed")
 	}
 
 	// Then what changes.
 	f.create(idOf(4), "later", map[string]string{"a": "b"})
-	rec = b.state(idOf(4), registry.Waiting)
+	rec = b.State(idOf(4), registry.Waiting)
 	f.startContainer(idOf(4))
 	rec = b.heard(idOf(4), rec)
 	if !rec.StartedAt.IsZero() {
@@ -95,9 +96,9 @@ func TestWhatDockerHasIsTold(t *testing.T) {
 		t.Errorf("record %+v", rec)
 	}
 	f.die(idOf(4))
-	b.state(idOf(4), registry.Gone)
+	b.State(idOf(4), registry.Gone)
 	f.destroy(idOf(3)) // never started
-	b.state(idOf(3), registry.Gone)
+	b.State(idOf(3), registry.Gone)
 	f.with(func() {
 		for _, p := range f.paths {
 			if p != "/_ping" && p != "/v1.41/events" && p != "/v1.41/containers/json" {
@@ -116,13 +117,13 @@ func TestTheVersionOfTheAPIIsNegotiated(t *testing.T) {
 			f.has(idOf(1), "web", "running", nil)
 			b.run()
 			b.synced()
-			b.state(idOf(1), registry.Waiting)
+			b.State(idOf(1), registry.Waiting)
 			// Another engine takes its place: a restart after an upgrade.
 			f.stop()
 			f.with(func() { f.minimum, f.version = "1.44", "1.50" })
 			f.start()
 			f.has(idOf(2), "db", "running", nil)
-			b.state(idOf(2), registry.Waiting)
+			b.State(idOf(2), registry.Waiting)
 			f.with(func() {
 				if !strings.HasPrefix(f.paths[len(f.paths)-1], "/v1.50/") && f.paths[len(f.paths)-1] != "/_ping" {
 					t.Errorf("the last question was %s", f.paths[len(f.paths)-1])
@@ -140,11 +141,11 @@ func TestARenameIsTold(t *testing.T) {
 	b.synced()
 	f.startContainer(idOf(1))
 	full := func(rec registry.Record) bool { return maps.Equal(rec.Labels, labels) }
-	b.until(idOf(1), "it is known with the labels that events lose", full)
+	b.Until(idOf(1), "it is known with the labels that events lose", full)
 	b.containerd(container.Upsert, idOf(1), 100, 1000)
 	f.with(func() { f.containers[idOf(1)].Names = []string{"/two"} })
 	f.publish("rename", idOf(1), map[string]string{"oldName": "/one"})
-	rec := b.until(idOf(1), "the new name is known", func(rec registry.Record) bool { return rec.Name == "two" })
+	rec := b.Until(idOf(1), "the new name is known", func(rec registry.Record) bool { return rec.Name == "two" })
 	if rec.State != registry.Profiled || rec.Labels["oldName"] != "kept" || rec.Labels["name"] != "of the image" {
 		t.Errorf("record %+v", rec)
 	}
@@ -170,10 +171,10 @@ func TestThreeSourcesMakeOneRecord(t *testing.T) {
 				"scan":       func(cgroup uint64) { b.scan(container.Upsert, id, cgroup) },
 				"create": func(uint64) {
 					f.create(id, "web", map[string]string{"team": "blue"})
-					b.until(id, "its name is known", func(rec registry.Record) bool { return rec.Name == "web" })
+					b.Until(id, "its name is known", func(rec registry.Record) bool { return rec.Name == "web" })
 				},
 				"start": func(uint64) {
-					rec, _ := b.find(id)
+					rec, _ := b.Find(id)
 					f.startContainer(id)
 					b.heard(id, rec)
 				},
@@ -181,9 +182,9 @@ func TestThreeSourcesMakeOneRecord(t *testing.T) {
 			for _, who := range order {
 				said[who](1000)
 			}
-			rec := b.state(id, registry.Profiled)
-			if b.count(id) != 1 || !b.scopes.has(1000) || rec.CgroupID != 1000 || rec.Labels["team"] != "blue" || rec.Image != "img:web" || rec.Runtime != "docker" {
-				t.Errorf("%d records; %+v", b.count(id), rec)
+			rec := b.State(id, registry.Profiled)
+			if len(b.All(id)) != 1 || !b.Scopes.Has(1000) || rec.CgroupID != 1000 || rec.Labels["team"] != "blue" || rec.Image != "img:web" || rec.Runtime != "docker" {
+				t.Errorf("%d records; %+v", len(b.All(id)), rec)
 			}
 			ended := map[string]func(){
 				"containerd": func() { b.containerd(container.Gone, id, 1005, 1000) },
@@ -195,16 +196,16 @@ func TestThreeSourcesMakeOneRecord(t *testing.T) {
 					end()
 				}
 			}
-			b.state(id, registry.Gone)
-			eventually(t, "it is out of scope", func() bool { return !b.scopes.has(1000) })
+			b.State(id, registry.Gone)
+			sourcetest.Eventually(t, "it is out of scope", func() bool { return !b.Scopes.Has(1000) })
 			for _, who := range order {
 				if who != "create" {
 					said[who](2000)
 				}
 			}
-			rec = b.state(id, registry.Profiled)
-			if b.count(id) != 2 || rec.CgroupID != 2000 || rec.Name != "web" || rec.Labels["team"] != "blue" {
-				t.Errorf("after a restart: %d records; %+v", b.count(id), rec)
+			rec = b.State(id, registry.Profiled)
+			if len(b.All(id)) != 2 || rec.CgroupID != 2000 || rec.Name != "web" || rec.Labels["team"] != "blue" {
+				t.Errorf("after a restart: %d records; %+v", len(b.All(id)), rec)
 			}
 		})
 	}
@@ -217,9 +218,9 @@ func TestAnEngineThatRestarts(t *testing.T) {
 	f.has(idOf(2), "dies", "running", nil)
 	b.run()
 	b.synced()
-	b.state(idOf(2), registry.Waiting)
+	b.State(idOf(2), registry.Waiting)
 	f.stop()
-	eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
+	sourcetest.Eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
 	if st := b.client.Status(); st.Absent || !strings.Contains(st.Err, f.socket()) {
 		t.Errorf("status %+v", st)
 	}
@@ -227,9 +228,9 @@ func TestAnEngineThatRestarts(t *testing.T) {
 	f.has(idOf(3), "new", "running", nil)
 	f.start()
 	b.synced()
-	b.state(idOf(1), registry.Waiting)
-	b.state(idOf(2), registry.Gone)
-	b.state(idOf(3), registry.Waiting)
+	b.State(idOf(1), registry.Waiting)
+	b.State(idOf(2), registry.Gone)
+	b.State(idOf(3), registry.Waiting)
 }
 
 // Events that were skipped, or thrown away because we were busy, are made good.
@@ -247,14 +248,14 @@ func TestTooManyEventsAtOnce(t *testing.T) {
 	for i := range n / 2 {
 		f.die(idOf(i + 1))
 	}
-	eventually(t, "events are thrown away", func() bool { return b.client.Stats().Overflows > 0 })
+	sourcetest.Eventually(t, "events are thrown away", func() bool { return b.client.Stats().Overflows > 0 })
 	b.hold.Unlock()
 	for i := n / 2; i < n; i++ {
-		b.state(idOf(i+1), registry.Waiting)
+		b.State(idOf(i+1), registry.Waiting)
 	}
-	eventually(t, "those that have ended are gone", func() bool {
+	sourcetest.Eventually(t, "those that have ended are gone", func() bool {
 		for i := range n / 2 {
-			if rec, ok := b.find(idOf(i + 1)); ok && rec.State != registry.Gone {
+			if rec, ok := b.Find(idOf(i + 1)); ok && rec.State != registry.Gone {
 				return false
 			}
 		}
@@ -272,14 +273,14 @@ func TestNoDocker(t *testing.T) {
 	if !b.WaitSynced(t.Context(), 1, 20*time.Second) {
 		t.Fatal("who waits for the first list waits for ever")
 	}
-	eventually(t, "the status says so", func() bool { return b.client.Status().Absent })
+	sourcetest.Eventually(t, "the status says so", func() bool { return b.client.Status().Absent })
 	if st := b.client.Status(); st.Connected || !strings.Contains(st.Err, "runtimes.docker.address") {
 		t.Errorf("status %+v", st)
 	}
 	f.has(idOf(1), "web", "running", nil)
 	f.start() // it appears
 	b.synced()
-	b.state(idOf(1), registry.Waiting)
+	b.State(idOf(1), registry.Waiting)
 }
 
 // A socket that a person named and that is not there is trouble.
@@ -291,7 +292,7 @@ func TestNoDockerWhereThereShouldBeOne(t *testing.T) {
 	}
 	b := newBench(t, quick(sources[0].(*Client)))
 	b.run()
-	eventually(t, "the status says so", func() bool { return b.client.Status().Err != "" })
+	sourcetest.Eventually(t, "the status says so", func() bool { return b.client.Status().Err != "" })
 	if st := b.client.Status(); st.Absent || !strings.Contains(st.Err, "no Docker at "+f.socket()) {
 		t.Errorf("status %+v", st)
 	}
@@ -323,7 +324,7 @@ func TestASocketThatWouldStartDocker(t *testing.T) {
 	c.loop.Optional = true
 	b := newBench(t, quick(c))
 	b.run()
-	eventually(t, "the status says so", func() bool { return strings.Contains(b.client.Status().Err, "would start Docker") })
+	sourcetest.Eventually(t, "the status says so", func() bool { return strings.Contains(b.client.Status().Err, "would start Docker") })
 	if !b.client.Status().Absent || b.client.Stats().Connects != 0 {
 		t.Errorf("status %+v", b.client.Status())
 	}
@@ -357,10 +358,10 @@ func TestAnEngineThatHangs(t *testing.T) {
 			f.has(idOf(1), "web", "running", nil)
 			f.handle = hang(t, which)
 			b.run()
-			eventually(t, "the hang is said", func() bool { return strings.Contains(b.client.Status().Err, "does not answer") })
+			sourcetest.Eventually(t, "the hang is said", func() bool { return strings.Contains(b.client.Status().Err, "does not answer") })
 			f.with(func() { f.handle = nil })
 			b.synced()
-			b.state(idOf(1), registry.Waiting)
+			b.State(idOf(1), registry.Waiting)
 		})
 	}
 }
@@ -405,10 +406,10 @@ func TestAnEngineThatLies(t *testing.T) {
 				return false
 			}
 			b.run()
-			eventually(t, "the status says so", func() bool { return strings.Contains(b.client.Status().Err, c.want) })
+			sourcetest.Eventually(t, "the status says so", func() bool { return strings.Contains(b.client.Status().Err, c.want) })
 			f.with(func() { f.handle = nil })
 			b.synced() // it recovers
-			b.state(idOf(1), registry.Waiting)
+			b.State(idOf(1), registry.Waiting)
 		})
 	}
 }
@@ -428,17 +429,17 @@ func TestNonsenseAmongEvents(t *testing.T) {
 	// From before, and from far in the future.
 	f.line(`{"Type":"container","Action":"die","timeNano":9000000000000000000,"Actor":{"ID":"` + idOf(3) + `"}}` + "\n")
 	f.create(idOf(4), "last", nil)
-	b.state(idOf(4), registry.Waiting)
-	if rec := b.state(idOf(2), registry.Waiting); rec.Name != "bare" {
+	b.State(idOf(4), registry.Waiting)
+	if rec := b.State(idOf(2), registry.Waiting); rec.Name != "bare" {
 		t.Errorf("record %+v", rec)
 	}
 	if n := b.client.Stats().Malformed; n < 3 {
 		t.Errorf("%d were counted, want the id in the list and two events", n)
 	}
-	if _, ok := b.find("not-an-id"); ok {
+	if _, ok := b.Find("not-an-id"); ok {
 		t.Error("a container with an id that cannot be is listed")
 	}
-	b.state(idOf(1), registry.Waiting)
+	b.State(idOf(1), registry.Waiting)
 	if b.client.Counts()["malformed"] != b.client.Stats().Malformed {
 		t.Error("Counts and Stats differ")
 	}
@@ -465,11 +466,11 @@ func TestAnAnswerThatIsOvertaken(t *testing.T) {
 	f.create(idOf(1), "web", nil)
 	<-asked
 	f.destroy(idOf(1))
-	b.state(idOf(1), registry.Gone)
+	b.State(idOf(1), registry.Gone)
 	close(release)
 	f.create(idOf(2), "after", nil)
-	b.state(idOf(2), registry.Waiting)
-	b.state(idOf(1), registry.Gone)
+	b.State(idOf(2), registry.Waiting)
+	b.State(idOf(1), registry.Gone)
 }
 
 // A rename that overtakes an answer stays, whichever answer it is; one of a container that does not run brings nothing to life.
@@ -484,8 +485,8 @@ func TestARenameThatOvertakesAnAnswer(t *testing.T) {
 			}
 			b.run()
 			b.synced()
-			b.state(idOf(1), registry.Waiting)
-			eventually(t, "the second list was made", func() bool { return b.client.Stats().Lists > 1 })
+			b.State(idOf(1), registry.Waiting)
+			sourcetest.Eventually(t, "the second list was made", func() bool { return b.client.Stats().Lists > 1 })
 			id := idOf(1)
 			if which == "id" {
 				id = idOf(3)
@@ -510,7 +511,7 @@ func TestARenameThatOvertakesAnAnswer(t *testing.T) {
 			f.with(func() { f.containers[id].Names = []string{"/two"} })
 			f.publish("rename", id, map[string]string{"oldName": "/one"})
 			f.publish("rename", idOf(2), map[string]string{"oldName": "/x"})
-			b.until(id, "it has its new name", func(rec registry.Record) bool { return rec.Name == "two" })
+			b.Until(id, "it has its new name", func(rec registry.Record) bool { return rec.Name == "two" })
 			// What the answer brings is seen one moment or for good; the name of before is not.
 			b.hold.Lock()
 			b.check = func(e container.Event) {
@@ -521,9 +522,9 @@ func TestARenameThatOvertakesAnAnswer(t *testing.T) {
 			b.hold.Unlock()
 			close(release)
 			f.create(idOf(5), "after", nil)
-			b.state(idOf(5), registry.Waiting)
-			eventually(t, "the answer was taken", func() bool { b.hold.Lock(); defer b.hold.Unlock(); return b.held })
-			if _, ok := b.find(idOf(2)); ok {
+			b.State(idOf(5), registry.Waiting)
+			sourcetest.Eventually(t, "the answer was taken", func() bool { b.hold.Lock(); defer b.hold.Unlock(); return b.held })
+			if _, ok := b.Find(idOf(2)); ok {
 				t.Error("a container that does not run is listed")
 			}
 		})
@@ -574,16 +575,16 @@ func TestARefusalIsMadeGoodFromFiles(t *testing.T) {
 				return false
 			}
 			b.run()
-			rec := b.until(idOf(1), "it is known", func(rec registry.Record) bool { return rec.Env != nil })
+			rec := b.Until(idOf(1), "it is known", func(rec registry.Record) bool { return rec.Env != nil })
 			if rec.Name != "web" || rec.Image != "img:web" || rec.Labels["com.docker.compose.service"] != "api" || len(rec.Env) != 1 || rec.Env["OTEL_SERVICE_NAME"] != "svc" || !rec.Described {
 				t.Errorf("record %+v", rec)
 			}
-			b.state(idOf(2), registry.Waiting)
-			eventually(t, "the refusal is said", func() bool {
+			b.State(idOf(2), registry.Waiting)
+			sourcetest.Eventually(t, "the refusal is said", func() bool {
 				st := b.client.Status()
 				return !st.Connected && strings.Contains(st.Err, "authorization plugin") && strings.Contains(st.Err, root)
 			})
-			if b.count(idOf(3))+b.count("short")+b.count(idOf(4))+b.count(idOf(5)) != 0 {
+			if len(b.All(idOf(3)))+len(b.All("short"))+len(b.All(idOf(4)))+len(b.All(idOf(5))) != 0 {
 				t.Error("a container that does not run, or is not one, is listed")
 			}
 			if b.client.Stats().FileErrors == 0 {
@@ -591,17 +592,17 @@ func TestARefusalIsMadeGoodFromFiles(t *testing.T) {
 			}
 			// Files change.
 			notes(t, root, idOf(6), "later", running, nil)
-			b.state(idOf(6), registry.Waiting)
+			b.State(idOf(6), registry.Waiting)
 			if err := os.RemoveAll(filepath.Join(root, "containers", idOf(6))); err != nil {
 				t.Fatal(err)
 			}
-			b.state(idOf(6), registry.Gone)
+			b.State(idOf(6), registry.Gone)
 			// It answers after all, and knows better.
 			f.has(idOf(7), "listed", "running", nil)
 			f.with(func() { f.handle = nil })
 			b.synced()
-			b.state(idOf(7), registry.Waiting)
-			b.state(idOf(1), registry.Gone)
+			b.State(idOf(7), registry.Waiting)
+			b.State(idOf(1), registry.Gone)
 		})
 	}
 }
@@ -627,7 +628,7 @@ func TestARefusalWithoutFiles(t *testing.T) {
 	b.client.root = filepath.Join(t.TempDir(), "none")
 	f.handle = func(w http.ResponseWriter, _ *http.Request) bool { refuse(w, 403, "no"); return true }
 	b.run()
-	eventually(t, "both are said", func() bool {
+	sourcetest.Eventually(t, "both are said", func() bool {
 		st := b.client.Status()
 		return strings.Contains(st.Err, "authorization plugin") && strings.Contains(st.Err, "its files cannot be read")
 	})
@@ -644,11 +645,11 @@ func TestPodsOfCRIDockerd(t *testing.T) {
 	f.has(idOf(2), "k8s_POD_web-0", "running", map[string]string{labelPodName: "web-0", labelType: "podsandbox"})
 	b.run()
 	b.synced()
-	rec := b.state(idOf(1), registry.Waiting)
+	rec := b.State(idOf(1), registry.Waiting)
 	if rec.Pod.Name != "web-0" || rec.Pod.Namespace != "shop" || rec.Pod.UID != "u" || rec.KubernetesContainer != "main" {
 		t.Errorf("record %+v", rec)
 	}
-	if _, ok := b.find(idOf(2)); ok {
+	if _, ok := b.Find(idOf(2)); ok {
 		t.Error("the pause container is listed")
 	}
 }

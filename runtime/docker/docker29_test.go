@@ -75,7 +75,7 @@ func TestDocker29(t *testing.T) {
 	f.with(func() { f.version, f.handle = "1.52", d.handle })
 	b.run()
 	b.synced()
-	rec := b.state(idOf(1), registry.Waiting)
+	rec := b.State(idOf(1), registry.Waiting)
 	if rec.Name != "web" || rec.Image != "registry.example/web:1" || rec.Labels["team"] != "blue" || len(rec.Labels) != 1 || !rec.Described {
 		t.Errorf("record %+v", rec)
 	}
@@ -85,13 +85,13 @@ func TestDocker29(t *testing.T) {
 			`"scope":"local","time":1795000100,"timeNano":1795000100000000001}`+"\n", action, idOf(id), 9, more))
 	}
 	event("create", 2, "")
-	rec = b.state(idOf(2), registry.Waiting)
+	rec = b.State(idOf(2), registry.Waiting)
 	if rec.Name != "job" || rec.Labels["team"] != "red" || rec.Image != "sha256:"+strings.Repeat("0", 63)+"9" {
 		t.Errorf("record %+v", rec)
 	}
 	event("start", 2, "")
 	event("die", 2, `,"execDuration":"0","exitCode":"0"`)
-	b.state(idOf(2), registry.Gone)
+	b.State(idOf(2), registry.Gone)
 	f.with(func() {
 		for _, p := range f.paths {
 			if p != "/_ping" && p != "/v1.52/events" && p != "/v1.52/containers/json" {

@@ -1,9 +1,7 @@
 package docker
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -15,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 )
 
@@ -184,7 +183,7 @@ func (f *fake) follow(w http.ResponseWriter, r *http.Request) {
 // subscribed waits until events reach somebody.
 func (f *fake) subscribed() {
 	f.t.Helper()
-	eventually(f.t, "somebody has subscribed", func() bool {
+	sourcetest.Eventually(f.t, "somebody has subscribed", func() bool {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		return len(f.subscribers) > 0
@@ -252,49 +251,19 @@ func (f *fake) destroy(id string) {
 // idOf makes an id as Docker's.
 func idOf(n int) string { return fmt.Sprintf("%064x", n) }
 
-// scopes stands for the kernel.
-type scopes struct {
-	mu   sync.Mutex
-	next uint32
-	in   map[uint64]bool
-}
-
-func (s *scopes) Add(cgroup uint64, _ uint32) (uint32, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.next++
-	s.in[cgroup] = true
-	return s.next, nil
-}
-
-func (s *scopes) Remove(cgroup uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	delete(s.in, cgroup)
-	return nil
-}
-
-func (s *scopes) has(cgroup uint64) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.in[cgroup]
-}
-
 // bench is a client that feeds a registry.
 type bench struct {
 	t      *testing.T
 	client *Client
 	fake   *fake // nil: a real Docker
-	*registry.Registry
-	scopes *scopes
-	hold   sync.Mutex // held: emit waits; protects what follows
-	check  func(container.Event)
-	held   bool // an event had the label answer=held
+	*sourcetest.Bench
+	hold  sync.Mutex // held: emit waits; protects what follows
+	check func(container.Event)
+	held  bool // an event had the label answer=held
 }
 
 func newBench(t *testing.T, c *Client) *bench {
-	b := &bench{t: t, client: c, scopes: &scopes{in: map[uint64]bool{}}}
-	b.Registry = registry.New(registry.Config{Scopes: b.scopes, Frequency: 97})
+	b := &bench{t: t, client: c, Bench: sourcetest.New(t)}
 	return b
 }
 
@@ -310,87 +279,21 @@ func (b *bench) emit(e container.Event) {
 
 func (b *bench) run() {
 	b.t.Helper()
-	startSource(b.t, b.client, b.emit)
-}
-
-func startSource(t *testing.T, s container.Source, emit func(container.Event)) {
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- s.Run(ctx, emit) }()
-	t.Cleanup(func() {
-		cancel()
-		select {
-		case err := <-ended:
-			if !errors.Is(err, context.Canceled) {
-				t.Errorf("Run ended with %v", err)
-			}
-		case <-time.After(30 * time.Second):
-			t.Error("Run does not end")
-		}
-	})
-}
-
-// eventually polls until ok.
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(2 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("waited in vain until %s", what)
-		}
-	}
+	sourcetest.Run(b.t, b.client, b.emit)
 }
 
 func (b *bench) synced() {
 	b.t.Helper()
-	eventually(b.t, "the source has synced", func() bool { return b.client.Status().Connected })
+	sourcetest.Synced(b.t, b.client)
 	if b.fake != nil {
 		b.fake.subscribed()
 	}
 }
 
-// find returns the newest record of a container that is not gone, else the newest.
-func (b *bench) find(id string) (registry.Record, bool) {
-	var found registry.Record
-	ok := false
-	for _, rec := range b.List() {
-		if rec.ID == id && (!ok || found.State == registry.Gone || rec.State != registry.Gone) {
-			found, ok = rec, true
-		}
-	}
-	return found, ok
-}
-
-// count is how many records there are of a container.
-func (b *bench) count(id string) int {
-	n := 0
-	for _, rec := range b.List() {
-		if rec.ID == id {
-			n++
-		}
-	}
-	return n
-}
-
-func (b *bench) state(id string, want registry.State) registry.Record {
-	b.t.Helper()
-	return b.until(id, fmt.Sprintf("container %.70s is %v", id, want), func(rec registry.Record) bool { return rec.State == want })
-}
-
-func (b *bench) until(id, what string, ok func(registry.Record) bool) registry.Record {
-	b.t.Helper()
-	var rec registry.Record
-	eventually(b.t, what, func() bool {
-		var found bool
-		rec, found = b.find(id)
-		return found && ok(rec)
-	})
-	return rec
-}
-
 // heard waits until Docker has said something about a container since a record was read.
 func (b *bench) heard(id string, since registry.Record) registry.Record {
 	b.t.Helper()
-	return b.until(id, "something is said about it", func(rec registry.Record) bool {
+	return b.Until(id, "something is said about it", func(rec registry.Record) bool {
 		return rec.Sources["docker"].After(since.Sources["docker"])
 	})
 }

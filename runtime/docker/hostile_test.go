@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/test/hostile"
 )
@@ -59,7 +60,7 @@ func TestEventsWithoutEnd(t *testing.T) {
 	f.start()
 	c := quick(NewClient("docker", f.socket(), nil))
 	c.loop.Times.SecondList, c.loop.Queue = time.Hour, 2*told // no list forgets them
-	r := registry.New(registry.Config{Scopes: &scopes{in: map[uint64]bool{}}, Frequency: 97})
+	r := registry.New(registry.Config{Scopes: sourcetest.NewScopes(), Frequency: 97})
 	hostile.Run(t, c, r.Apply, 256<<20, func() bool {
 		return c.Counts()["event"] == told && c.Counts()["too_many"] == told-container.MaxContainers && len(r.List()) == container.MaxContainers
 	})

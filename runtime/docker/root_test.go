@@ -14,6 +14,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/containerd"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/test/containerdtest"
 	"github.com/stoker-profiler/stoker/test/dockertest"
@@ -38,8 +39,8 @@ func (b *bench) withContainerd(t *testing.T, d *containerdtest.Daemon) *containe
 	h, err := cgroupfs.Detect()
 	must(t, err)
 	c := containerd.NewClient("containerd", d.Socket(), h, nil)
-	startSource(t, c, b.emit)
-	eventually(t, "containerd is followed", func() bool { return c.Status().Connected })
+	sourcetest.Run(t, c, b.emit)
+	sourcetest.Eventually(t, "containerd is followed", func() bool { return c.Status().Connected })
 	return c
 }
 
@@ -73,26 +74,26 @@ func TestRealContainers(t *testing.T) {
 	b.run()
 	b.synced()
 	b.withContainerd(t, c)
-	rec := b.state(before, registry.Profiled)
+	rec := b.State(before, registry.Profiled)
 	if !strings.HasSuffix(rec.Name, "-before") || rec.Image != image || rec.CgroupID != cgroupOf(t, before) || rec.Labels["name"] != "of the image" {
 		t.Errorf("record %+v", rec)
 	}
 
 	web := run(t, d, dockertest.Spec{Name: "web", Env: []string{"OTEL_SERVICE_NAME=shop", "PASSWORD=x"},
 		Labels: map[string]string{"team": "blue", "com.docker.compose.project": "shop", "com.docker.compose.service": "api"}})
-	rec = b.until(web, "all is known", func(rec registry.Record) bool {
+	rec = b.Until(web, "all is known", func(rec registry.Record) bool {
 		return rec.State == registry.Profiled && len(rec.Sources) == 2 && rec.Env["OTEL_SERVICE_NAME"] != "" && rec.Labels["name"] != ""
 	})
 	if !strings.HasSuffix(rec.Name, "-web") || rec.Image != image || rec.Runtime != "docker" || rec.Namespace != "moby" || rec.CgroupID != cgroupOf(t, web) ||
 		rec.Labels["team"] != "blue" || rec.Labels["com.docker.compose.project"] != "shop" || rec.Labels["com.docker.compose.service"] != "api" ||
-		rec.Labels["name"] != "of the image" || rec.Env["OTEL_SERVICE_NAME"] != "shop" || len(rec.Env) != 1 || rec.PID == 0 || b.count(web) != 1 {
-		t.Errorf("%d records; %+v", b.count(web), rec)
+		rec.Labels["name"] != "of the image" || rec.Env["OTEL_SERVICE_NAME"] != "shop" || len(rec.Env) != 1 || rec.PID == 0 || len(b.All(web)) != 1 {
+		t.Errorf("%d records; %+v", len(b.All(web)), rec)
 	}
 
 	// Another name, and nothing else.
 	_, err := d.Docker(ctx, "rename", rec.Name, rec.Name+"-2")
 	must(t, err)
-	renamed := b.until(web, "its new name is known", func(rec registry.Record) bool { return strings.HasSuffix(rec.Name, "-2") })
+	renamed := b.Until(web, "its new name is known", func(rec registry.Record) bool { return strings.HasSuffix(rec.Name, "-2") })
 	if renamed.ScopeID != rec.ScopeID || renamed.Labels["team"] != "blue" {
 		t.Errorf("record %+v", renamed)
 	}
@@ -100,29 +101,29 @@ func TestRealContainers(t *testing.T) {
 		_, err := d.Docker(ctx, verb, web)
 		must(t, err)
 	}
-	b.state(web, registry.Profiled)
+	b.State(web, registry.Profiled)
 
 	// A restart is another run.
 	_, err = d.Docker(ctx, "restart", "--time", "0", web)
 	must(t, err)
-	again := b.until(web, "the second run is found", func(rec registry.Record) bool {
+	again := b.Until(web, "the second run is found", func(rec registry.Record) bool {
 		return rec.State == registry.Profiled && rec.CgroupID == cgroupOf(t, web)
 	})
-	if again.CgroupID == rec.CgroupID || again.ScopeID == rec.ScopeID || !strings.HasSuffix(again.Name, "-2") || again.Labels["team"] != "blue" || b.scopes.has(rec.CgroupID) {
+	if again.CgroupID == rec.CgroupID || again.ScopeID == rec.ScopeID || !strings.HasSuffix(again.Name, "-2") || again.Labels["team"] != "blue" || b.Scopes.Has(rec.CgroupID) {
 		t.Errorf("first run %+v\nsecond run %+v", rec, again)
 	}
 	_, err = d.Docker(ctx, "rm", "--force", web)
 	must(t, err)
-	b.state(web, registry.Gone)
+	b.State(web, registry.Gone)
 
 	// One that is made and not started is known, and goes.
 	made, err := d.Create(ctx, dockertest.Spec{Name: fmt.Sprintf("stoker-test-%d-made", os.Getpid()), Image: image})
 	must(t, err)
-	b.state(made, registry.Waiting)
+	b.State(made, registry.Waiting)
 	_, err = d.Docker(ctx, "rm", made)
 	must(t, err)
-	b.state(made, registry.Gone)
-	b.state(before, registry.Profiled)
+	b.State(made, registry.Gone)
+	b.State(before, registry.Profiled)
 }
 
 // Without containerd's events the scan of the cgroup tree has the cgroup, and Docker the names.
@@ -132,18 +133,18 @@ func TestRealContainersWithoutContainerd(t *testing.T) {
 	b.synced()
 	h, err := cgroupfs.Detect()
 	must(t, err)
-	startSource(t, cgroupfs.NewScanner(h, nil), b.emit)
+	sourcetest.Run(t, cgroupfs.NewScanner(h, nil), b.emit)
 	if !b.WaitSynced(t.Context(), 2, time.Minute) {
 		t.Fatal("the sources do not sync")
 	}
 	web := run(t, d, dockertest.Spec{Name: "web", Labels: map[string]string{"team": "blue"}})
-	rec := b.state(web, registry.Profiled)
-	if rec.CgroupID != cgroupOf(t, web) || !strings.HasSuffix(rec.Name, "-web") || rec.Labels["team"] != "blue" || b.count(web) != 1 || !b.scopes.has(rec.CgroupID) {
+	rec := b.State(web, registry.Profiled)
+	if rec.CgroupID != cgroupOf(t, web) || !strings.HasSuffix(rec.Name, "-web") || rec.Labels["team"] != "blue" || len(b.All(web)) != 1 || !b.Scopes.Has(rec.CgroupID) {
 		t.Errorf("record %+v", rec)
 	}
 	_, err = d.Docker(t.Context(), "restart", "--time", "0", web)
 	must(t, err)
-	again := b.until(web, "the second run is found", func(rec registry.Record) bool {
+	again := b.Until(web, "the second run is found", func(rec registry.Record) bool {
 		return rec.State == registry.Profiled && rec.CgroupID == cgroupOf(t, web)
 	})
 	if again.CgroupID == rec.CgroupID || !strings.HasSuffix(again.Name, "-web") {
@@ -151,7 +152,7 @@ func TestRealContainersWithoutContainerd(t *testing.T) {
 	}
 	_, err = d.Docker(t.Context(), "rm", "--force", web)
 	must(t, err)
-	b.state(web, registry.Gone)
+	b.State(web, registry.Gone)
 }
 
 // dockerd ends, by itself and by force, hangs, and comes back; containers live on meanwhile, or end and nobody tells.
@@ -164,30 +165,30 @@ func TestRealDockerThatComesAndGoes(t *testing.T) {
 	b.withContainerd(t, c)
 	stays := run(t, d, dockertest.Spec{Name: "stays"})
 	dies := run(t, d, dockertest.Spec{Name: "dies"})
-	b.state(stays, registry.Profiled)
-	rec := b.state(dies, registry.Profiled)
+	b.State(stays, registry.Profiled)
+	rec := b.State(dies, registry.Profiled)
 
 	must(t, d.StopDaemon())
-	eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
-	b.state(stays, registry.Profiled)
+	sourcetest.Eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
+	b.State(stays, registry.Profiled)
 	_, err := c.Ctr(ctx, "moby", "tasks", "kill", "-s", "SIGKILL", dies)
 	must(t, err)
-	b.state(dies, registry.Gone)
+	b.State(dies, registry.Gone)
 	must(t, d.StartDaemon(ctx))
 	b.synced()
-	b.state(stays, registry.Profiled)
-	b.state(dies, registry.Gone)
-	if b.scopes.has(rec.CgroupID) {
+	b.State(stays, registry.Profiled)
+	b.State(dies, registry.Gone)
+	if b.Scopes.Has(rec.CgroupID) {
 		t.Error("what has ended is in scope")
 	}
 
 	must(t, d.KillDaemon())
-	eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
+	sourcetest.Eventually(t, "the loss is noticed", func() bool { return !b.client.Status().Connected })
 	must(t, d.StartDaemon(ctx))
 	b.synced()
 	last := run(t, d, dockertest.Spec{Name: "last"})
-	b.until(last, "it is known", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Name != "" })
-	b.state(stays, registry.Profiled)
+	b.Until(last, "it is known", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Name != "" })
+	b.State(stays, registry.Profiled)
 }
 
 // A paused dockerd hangs: that is said, and nothing else happens.
@@ -198,16 +199,16 @@ func TestRealDockerThatHangs(t *testing.T) {
 	b.synced()
 	b.withContainerd(t, c)
 	web := run(t, d, dockertest.Spec{Name: "web"})
-	b.state(web, registry.Profiled)
+	b.State(web, registry.Profiled)
 	must(t, d.PauseDaemon())
-	eventually(t, "the hang is noticed", func() bool {
+	sourcetest.Eventually(t, "the hang is noticed", func() bool {
 		st := b.client.Status()
 		return !st.Connected && strings.Contains(st.Err, "does not answer")
 	})
-	b.state(web, registry.Profiled)
+	b.State(web, registry.Profiled)
 	must(t, d.ResumeDaemon())
 	b.synced()
-	b.state(web, registry.Profiled)
+	b.State(web, registry.Profiled)
 }
 
 // What the engine notes about its containers is understood.
@@ -232,12 +233,12 @@ func TestRealFiles(t *testing.T) {
 	if !b.WaitSynced(ctx, 2, 20*time.Second) {
 		t.Fatal("its files are not read")
 	}
-	rec := b.state(web, registry.Profiled)
+	rec := b.State(web, registry.Profiled)
 	if !strings.HasSuffix(rec.Name, "-web") || rec.Labels["team"] != "blue" || rec.Image != image || rec.Env["OTEL_SERVICE_NAME"] != "shop" {
 		t.Errorf("record %+v", rec)
 	}
-	b.state(made, registry.Waiting)
-	if _, ok := b.find(ended); ok {
+	b.State(made, registry.Waiting)
+	if _, ok := b.Find(ended); ok {
 		t.Error("one that has ended is listed")
 	}
 }
@@ -253,7 +254,7 @@ func TestRealStartsAreInScopeBeforeTheyRun(t *testing.T) {
 	before := 0
 	for i := range n {
 		id := run(t, d, dockertest.Spec{Name: fmt.Sprint("c", i)})
-		rec := b.until(id, "all is known", func(rec registry.Record) bool {
+		rec := b.Until(id, "all is known", func(rec registry.Record) bool {
 			return !rec.StartedAt.IsZero() && !rec.TaskCreatedAt.IsZero() && rec.Name != ""
 		})
 		scope = append(scope, rec.InScopeAt.Sub(rec.TaskCreatedAt))

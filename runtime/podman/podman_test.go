@@ -14,6 +14,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 )
 
@@ -118,22 +119,22 @@ func TestContainersOfUsersComeAndGo(t *testing.T) {
 	}
 	m.write("run/libpod/alive", "") // root's Podman appears
 	m.container(100, 0, idA, "web", "/machine.slice/libpod-"+idA+".scope/container")
-	rec := b.state(idA, registry.Profiled)
+	rec := b.State(idA, registry.Profiled)
 	if rec.Name != "web" || rec.CgroupPath != "/machine.slice/libpod-"+idA+".scope" || rec.PID != 101 || rec.User != "" || rec.Runtime != "podman" {
 		t.Errorf("record %+v", rec)
 	}
 	m.container(200, 1000, idB, "db", userSlice+"/libpod-"+idB+".scope")
 	m.write("run/user/1000/libpod/tmp/alive", "") // a user logs in
-	rec = b.state(idB, registry.Profiled)
+	rec = b.State(idB, registry.Profiled)
 	if rec.Name != "db" || rec.User != "1000" || rec.Sources["podman:1000"].IsZero() {
 		t.Errorf("record %+v", rec)
 	}
-	eventually(t, "it is connected", func() bool { return b.source.Status().Connected })
+	sourcetest.Eventually(t, "it is connected", func() bool { return b.source.Status().Connected })
 	m.end(200)
-	b.state(idB, registry.Gone)
-	b.state(idA, registry.Profiled)
+	b.State(idB, registry.Gone)
+	b.State(idA, registry.Profiled)
 	m.end(100)
-	b.state(idA, registry.Gone)
+	b.State(idA, registry.Gone)
 }
 
 // A hint is enough, also about a user who was not known.
@@ -146,7 +147,7 @@ func TestAHintIsFollowed(t *testing.T) {
 	m.container(200, 1000, idB, "db", userSlice+"/libpod-"+idB+".scope")
 	p.Hint(container.Container{ID: idB, Runtime: "docker"}) // not ours
 	p.Hint(container.Container{ID: idB, Runtime: "podman"})
-	b.state(idB, registry.Profiled)
+	b.State(idB, registry.Profiled)
 }
 
 // What a user says is about that user's containers.
@@ -182,7 +183,7 @@ func TestAUserCannotSpeakForOthers(t *testing.T) {
 	}
 	m.link("proc/700/ns/pid", "pid:[2]")
 	b.run()
-	b.state(idB, registry.Profiled)
+	b.State(idB, registry.Profiled)
 	p.Hint(container.Container{ID: inside, Runtime: "podman"})
 	p.Hint(container.Container{ID: foreign, Runtime: "podman"})
 	time.Sleep(100 * time.Millisecond) // some looks; what must not happen has no end to wait for
@@ -193,7 +194,7 @@ func TestAUserCannotSpeakForOthers(t *testing.T) {
 			t.Errorf("record %+v", rec)
 		case rec.ID == idA && rec.User == "":
 			seen = true
-			if rec.Name != "right" || rec.Runtime != "docker" || rec.CgroupID != cgroup || rec.State != registry.Profiled || !b.scopes.has(cgroup) {
+			if rec.Name != "right" || rec.Runtime != "docker" || rec.CgroupID != cgroup || rec.State != registry.Profiled || !b.Scopes.Has(cgroup) {
 				t.Errorf("record %+v", rec)
 			}
 		case rec.ID == idA && rec.CgroupID == cgroup:
@@ -366,12 +367,12 @@ func TestAServiceThatIsNotOne(t *testing.T) {
 			}
 			m.container(100, uid, idA, "web", cgroup)
 			b.run()
-			rec := b.until(idA, "it is named", func(rec registry.Record) bool { return rec.Name == "web" && rec.CgroupID != 0 })
+			rec := b.Until(idA, "it is named", func(rec registry.Record) bool { return rec.Name == "web" && rec.CgroupID != 0 })
 			if len(rec.Labels) > 0 && name != "100 MB of an event" { // its list is good
 				t.Errorf("record %+v", rec)
 			}
 			s.set(nil)
-			b.until(idA, "it has its labels", func(rec registry.Record) bool { return rec.Labels["team"] == "blue" && rec.Image == "img:1" })
+			b.Until(idA, "it has its labels", func(rec registry.Record) bool { return rec.Labels["team"] == "blue" && rec.Image == "img:1" })
 		})
 	}
 }

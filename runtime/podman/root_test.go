@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/test/containerdtest"
 	"github.com/stoker-profiler/stoker/test/podmantest"
@@ -33,7 +34,7 @@ func private(t *testing.T, scan bool) (*podmantest.Engine, *bench) {
 	must(t, err)
 	b := newBench(t, New(Config{Addresses: []string{e.Socket()}, Hierarchy: h}))
 	if scan {
-		startSource(t, cgroupfs.NewScanner(h, nil), b.emit)
+		sourcetest.Run(t, cgroupfs.NewScanner(h, nil), b.emit)
 	}
 	return e, b
 }
@@ -70,18 +71,18 @@ func TestRealContainers(t *testing.T) {
 				Env: []string{"OTEL_SERVICE_NAME=shop", "PASSWORD=x"}, Options: []string{"--annotation", "a.b=c"}}
 			early := runContainer(t, e, spec)
 			b.run()
-			b.state(early, registry.Profiled)
+			b.State(early, registry.Profiled)
 			spec.Name = "late"
 			late := runContainer(t, e, spec)
 			_, err := e.Podman(ctx, "pod", "create", "--name", "stoker-pod", "--infra-image", image, "--share", "ipc")
 			must(t, err)
 			member := runContainer(t, e, podmantest.Spec{Name: "member", Options: []string{"--pod", "stoker-pod", "--rm"}})
 			for id, name := range map[string]string{early: "-early", late: "-late", member: "-member"} {
-				rec := b.until(id, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels != nil })
+				rec := b.Until(id, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels != nil })
 				cgroup, err := podmantest.CgroupID(id)
 				must(t, err)
 				if !strings.HasSuffix(rec.Name, name) || rec.Image != image || rec.Runtime != "podman" || rec.CgroupID != cgroup || rec.PID == 0 || rec.User != "" ||
-					rec.CreatedAt.IsZero() || rec.TaskCreatedAt.IsZero() || b.count(id) != 1 {
+					rec.CreatedAt.IsZero() || rec.TaskCreatedAt.IsZero() || len(b.All(id)) != 1 {
 					t.Errorf("record %+v", rec)
 				}
 				if id == member {
@@ -91,23 +92,23 @@ func TestRealContainers(t *testing.T) {
 					continue
 				}
 				// Events lose the label that is called as a field of theirs; asking and the file of events do not.
-				rec = b.until(id, "it has its labels", func(rec registry.Record) bool { return len(rec.Labels) == 3 })
+				rec = b.Until(id, "it has its labels", func(rec registry.Record) bool { return len(rec.Labels) == 3 })
 				if rec.Labels["team"] != "blue" || rec.Labels["name"] != "of the image" || rec.SystemdUnit != "web.service" ||
 					rec.Annotations["a.b"] != "c" || len(rec.Env) != 1 || rec.Env["OTEL_SERVICE_NAME"] != "shop" {
 					t.Errorf("record %+v", rec)
 				}
 			}
-			eventually(t, "the pod's pause container is one", func() bool { return b.sandboxes() == 1 })
+			sourcetest.Eventually(t, "the pod's pause container is one", func() bool { return b.sandboxes() == 1 })
 			_, err = e.Podman(ctx, "rename", late, "stoker-renamed")
 			must(t, err)
 			if c.service {
-				b.until(late, "it has its new name", func(rec registry.Record) bool { return rec.Name == "stoker-renamed" })
+				b.Until(late, "it has its new name", func(rec registry.Record) bool { return rec.Name == "stoker-renamed" })
 			}
 			// A restart is another run.
-			first := b.state(late, registry.Profiled)
+			first := b.State(late, registry.Profiled)
 			_, err = e.Podman(ctx, "restart", "--time", "0", late)
 			must(t, err)
-			rec := b.until(late, "it runs again", func(rec registry.Record) bool {
+			rec := b.Until(late, "it runs again", func(rec registry.Record) bool {
 				return rec.State == registry.Profiled && rec.CgroupID != first.CgroupID && rec.PID != 0 && rec.PID != first.PID && rec.Name == "stoker-renamed"
 			})
 			if cgroup, err := podmantest.CgroupID(late); err != nil || rec.CgroupID != cgroup || rec.Labels["team"] != "blue" {
@@ -115,8 +116,8 @@ func TestRealContainers(t *testing.T) {
 			}
 			_, err = e.Podman(ctx, "rm", "--force", "--time", "0", early)
 			must(t, err)
-			b.state(early, registry.Gone)
-			if _, ok := b.find(late); !ok || !b.scopes.has(rec.CgroupID) || b.scopes.has(first.CgroupID) {
+			b.State(early, registry.Gone)
+			if _, ok := b.Find(late); !ok || !b.Scopes.Has(rec.CgroupID) || b.Scopes.Has(first.CgroupID) {
 				t.Error("the kernel's scopes do not follow")
 			}
 		})
@@ -134,14 +135,14 @@ func TestRealContainerWithoutACgroup(t *testing.T) {
 			b.source.tune = func(c *client) { c.times.look = 50 * time.Millisecond }
 			b.run()
 			id := runContainer(t, e, podmantest.Spec{Name: "bare", NoCgroup: true, Labels: map[string]string{"team": "blue"}})
-			rec := b.state(id, registry.Excluded)
+			rec := b.State(id, registry.Excluded)
 			if rec.CgroupID != 0 || !strings.Contains(rec.NoCgroup, "--cgroups=disabled") || !strings.Contains(rec.NoCgroup, "/stoker-podman-") ||
 				!strings.HasSuffix(rec.Name, "-bare") || rec.Labels["team"] != "blue" || rec.PID == 0 {
 				t.Errorf("record %+v", rec)
 			}
 			_, err := e.Podman(t.Context(), "rm", "--force", "--time", "0", id)
 			must(t, err)
-			b.state(id, registry.Gone)
+			b.State(id, registry.Gone)
 		})
 	}
 }
@@ -156,22 +157,22 @@ func TestRealServiceThatHangs(t *testing.T) {
 	}
 	b.run()
 	one := runContainer(t, e, podmantest.Spec{Name: "one"})
-	b.state(one, registry.Profiled)
+	b.State(one, registry.Profiled)
 	must(t, e.StartService(ctx))
-	eventually(t, "the service is followed", func() bool { return strings.Contains(b.log.String(), "api=4") })
+	sourcetest.Eventually(t, "the service is followed", func() bool { return strings.Contains(b.log.String(), "api=4") })
 	two := runContainer(t, e, podmantest.Spec{Name: "two", Labels: map[string]string{"team": "blue"}})
-	b.until(two, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels["team"] == "blue" })
+	b.Until(two, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels["team"] == "blue" })
 	must(t, e.PauseService())
-	eventually(t, "the hang is noticed", func() bool { return strings.Contains(b.log.String(), "does not answer") })
+	sourcetest.Eventually(t, "the hang is noticed", func() bool { return strings.Contains(b.log.String(), "does not answer") })
 	three := runContainer(t, e, podmantest.Spec{Name: "three", Labels: map[string]string{"team": "red"}})
-	b.until(three, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels["team"] == "red" })
+	b.Until(three, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels["team"] == "red" })
 	must(t, e.ResumeService())
 	must(t, e.StopService())
 	four := runContainer(t, e, podmantest.Spec{Name: "four", Labels: map[string]string{"team": "green"}})
-	b.until(four, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels["team"] == "green" })
+	b.Until(four, "it is described", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Labels["team"] == "green" })
 	for _, id := range []string{one, two, three, four} {
-		if b.state(id, registry.Profiled); b.count(id) != 1 {
-			t.Errorf("%d records of %s", b.count(id), id)
+		if b.State(id, registry.Profiled); len(b.All(id)) != 1 {
+			t.Errorf("%d records of %s", len(b.All(id)), id)
 		}
 	}
 }
@@ -186,7 +187,7 @@ func TestRealStartsAreInScope(t *testing.T) {
 	for i := range n {
 		began := time.Now()
 		id := runContainer(t, e, podmantest.Spec{Name: fmt.Sprint("c", i)})
-		rec := b.until(id, "it is named", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Name != "" })
+		rec := b.Until(id, "it is named", func(rec registry.Record) bool { return rec.State == registry.Profiled && rec.Name != "" })
 		named = append(named, time.Since(began))
 		out, err := e.Podman(t.Context(), "inspect", "--format", "{{.State.StartedAt.Format \"2006-01-02T15:04:05.999999999Z07:00\"}}", id)
 		must(t, err)
@@ -238,24 +239,13 @@ func TestAnotherUserListens(t *testing.T) {
 	defer cmd.Wait()
 	defer cmd.Process.Kill()
 	var conn net.Conn
-	eventually(t, "somebody listens", func() bool {
+	sourcetest.Eventually(t, "somebody listens", func() bool {
 		conn, err = dial(t.Context(), filepath.Join(dir, "s"), 1000)
 		return conn != nil || errors.Is(err, errNotOwner)
 	})
 	if conn != nil || !errors.Is(err, errNotOwner) {
 		t.Errorf("nobody passes for user 1000: %v, %v; it wrote:\n%s", conn, err, out)
 	}
-}
-
-// count is how many records there are of a container.
-func (b *bench) count(id string) int {
-	n := 0
-	for _, rec := range b.List() {
-		if rec.ID == id {
-			n++
-		}
-	}
-	return n
 }
 
 func (b *bench) sandboxes() int {

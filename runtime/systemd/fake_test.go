@@ -3,9 +3,7 @@ package systemd
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/binary"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -13,11 +11,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/godbus/dbus/v5"
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 	"github.com/stoker-profiler/stoker/runtime/registry"
 )
 
@@ -169,36 +167,22 @@ func unescape(s string) string {
 // bench is a source on a tree that the test makes, feeding a registry.
 type bench struct {
 	*Source
-	*registry.Registry
+	*sourcetest.Bench
 	t    *testing.T
 	tree string
 }
-
-// kernel takes every scope.
-type kernel struct{ last uint32 }
-
-func (k *kernel) Add(uint64, uint32) (uint32, error) { k.last++; return k.last, nil }
-func (k *kernel) Remove(uint64) error                { return nil }
 
 func newBench(t *testing.T, socket string, patterns ...string) *bench {
 	t.Helper()
 	tree := t.TempDir()
 	s := New(Config{Patterns: patterns, Hierarchy: cgroupfs.Hierarchy{Mount: tree}})
 	s.buses, s.booted = []bus{{path: socket}}, tree
-	return &bench{Source: s, Registry: registry.New(registry.Config{Scopes: &kernel{}, Frequency: 97}), t: t, tree: tree}
+	return &bench{Source: s, Bench: sourcetest.New(t), t: t, tree: tree}
 }
 
 func (b *bench) run() {
 	b.t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	ended := make(chan error, 1)
-	go func() { ended <- b.Run(ctx, b.Apply) }()
-	b.t.Cleanup(func() {
-		cancel()
-		if err := <-ended; !errors.Is(err, context.Canceled) {
-			b.t.Errorf("Run ended with %v", err)
-		}
-	})
+	sourcetest.Run(b.t, b.Source, b.Apply)
 }
 
 // unit makes the cgroup of a unit, with a process in it as far as anybody can tell.
@@ -222,23 +206,6 @@ func (b *bench) remove(path string) {
 	if err := os.WriteFile(filepath.Join(b.tree, "taken"), nil, 0o644); err != nil {
 		b.t.Fatal(err)
 	}
-}
-
-// record waits until a unit has a record that ok takes.
-func (b *bench) record(id, what string, ok func(registry.Record) bool) registry.Record {
-	b.t.Helper()
-	var last registry.Record
-	for deadline := time.Now().Add(30 * time.Second); time.Now().Before(deadline); time.Sleep(5 * time.Millisecond) {
-		for _, r := range b.List() {
-			if r.ID == id {
-				if last = r; ok(r) {
-					return r
-				}
-			}
-		}
-	}
-	b.t.Fatalf("%s: not %s: %+v", id, what, last)
-	return last
 }
 
 func profiled(r registry.Record) bool { return r.State == registry.Profiled }

@@ -25,7 +25,7 @@ func TestUnitsAreFoundAndDescribed(t *testing.T) {
 	b.unit("/system.slice/other.service")
 	b.unit("/system.slice/nginx.service/worker")
 	b.run()
-	r := b.record("nginx.service", "described", func(r registry.Record) bool { return profiled(r) && r.PID != 0 })
+	r := b.Until("nginx.service", "described", func(r registry.Record) bool { return profiled(r) && r.PID != 0 })
 	if r.Runtime != "systemd" || r.SystemdUnit != "nginx.service" || r.DisplayName() != "nginx.service" || r.PID != 4711 || !r.StartedAt.Equal(started) ||
 		r.Annotations[annotationDescription] != "a web server" || r.Annotations[annotationInvocation] != "30313233343536373839616263646566" ||
 		r.Env["OTEL_SERVICE_NAME"] != "edge" || len(r.Env) != 1 || r.User != "" || r.CgroupPath != "/system.slice/nginx.service" {
@@ -33,16 +33,16 @@ func TestUnitsAreFoundAndDescribed(t *testing.T) {
 	}
 	// One that comes later, one of a user, whose manager is not asked.
 	b.unit("/system.slice/app-a.service")
-	b.record("app-a.service", "profiled", profiled)
+	b.Until("app-a.service", "profiled", profiled)
 	b.unit("/user.slice/user-1000.slice/user@1000.service/app.slice/job.service")
-	if r := b.record("job.service", "profiled", profiled); r.User != "1000" {
+	if r := b.Until("job.service", "profiled", profiled); r.User != "1000" {
 		t.Errorf("a user's unit is %+v", r)
 	}
 	// It starts again: another run.
 	b.remove("/system.slice/nginx.service")
-	b.record("nginx.service", "gone", gone)
+	b.Until("nginx.service", "gone", gone)
 	b.unit("/system.slice/nginx.service")
-	if again := b.record("nginx.service", "profiled again", profiled); again.CgroupID == r.CgroupID {
+	if again := b.Until("nginx.service", "profiled again", profiled); again.CgroupID == r.CgroupID {
 		t.Error("the next run is taken for the one before")
 	}
 	for _, r := range b.List() {
@@ -62,12 +62,12 @@ func TestPatternsChange(t *testing.T) {
 		t.Errorf("status without patterns: %+v", st)
 	}
 	b.SetPatterns(Patterns{"a.service"})
-	b.record("a.service", "profiled", profiled)
+	b.Until("a.service", "profiled", profiled)
 	b.SetPatterns(Patterns{"b.*"})
-	b.record("b.service", "profiled", profiled)
-	b.record("a.service", "gone", gone)
+	b.Until("b.service", "profiled", profiled)
+	b.Until("a.service", "gone", gone)
 	b.SetPatterns(nil)
-	b.record("b.service", "gone", gone)
+	b.Until("b.service", "gone", gone)
 }
 
 // An answer that comes when a unit's pattern is gone, and its record too, does not bring the unit back.
@@ -81,10 +81,10 @@ func TestALateAnswerBringsNoUnitBack(t *testing.T) {
 	b := newBench(t, bus.path, "a.service")
 	b.unit("/system.slice/a.service")
 	b.run()
-	b.record("a.service", "profiled", profiled)
+	b.Until("a.service", "profiled", profiled)
 	<-asked
 	b.SetPatterns(Patterns{"b.service"})
-	b.record("a.service", "gone", gone)
+	b.Until("a.service", "gone", gone)
 	for len(b.List()) > 0 {
 		b.WindowEnd()
 	}
@@ -104,7 +104,7 @@ func TestALateAnswerBringsNoUnitBack(t *testing.T) {
 		}
 	}
 	b.unit("/system.slice/b.service") // whatever was to be told before this, was
-	b.record("b.service", "described or not, it is there", profiled)
+	b.Until("b.service", "described or not, it is there", profiled)
 	if l := b.List(); len(l) != 1 {
 		t.Errorf("records %+v", l)
 	}
@@ -132,7 +132,7 @@ func TestUnitsAreFoundWithoutAnAnswer(t *testing.T) {
 			b := newBench(t, bus.path, "a.service")
 			b.unit("/system.slice/a.service")
 			b.run()
-			b.record("a.service", "profiled", profiled)
+			b.Until("a.service", "profiled", profiled)
 			if name == "silent" {
 				return // it is given up on after half a minute
 			}
@@ -161,7 +161,7 @@ func TestAnAnswerAboutAnotherCgroup(t *testing.T) {
 			t.Fatalf("counts %v", b.Counts())
 		}
 	}
-	if r := b.record("a.service", "profiled", profiled); r.PID != 0 || r.Annotations[annotationDescription] != "" {
+	if r := b.Until("a.service", "profiled", profiled); r.PID != 0 || r.Annotations[annotationDescription] != "" {
 		t.Errorf("record %+v", r)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/stoker-profiler/stoker/runtime/container"
+	"github.com/stoker-profiler/stoker/runtime/internal/sourcetest"
 )
 
 // event is one of the fake's: a container started or ended.
@@ -202,18 +203,9 @@ func run(t *testing.T, e Engine[event, []string], l *Loop[event, []string]) *tol
 	return r
 }
 
-func eventually(t *testing.T, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 20 s: %s", what)
-		}
-	}
-}
-
 func (r *told) until(t *testing.T, want ...string) {
 	t.Helper()
-	eventually(t, fmt.Sprint(want), func() bool { return slices.Equal(r.ids(), want) })
+	sourcetest.Eventually(t, fmt.Sprint(want), func() bool { return slices.Equal(r.ids(), want) })
 }
 
 func TestListThenEvents(t *testing.T) {
@@ -224,7 +216,7 @@ func TestListThenEvents(t *testing.T) {
 	e.stream <- event{"c", false}
 	e.stream <- event{"a", true}
 	r.until(t, "b", "c")
-	eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
+	sourcetest.Eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
 	if s := e.loop.Stats(); s.Connects != 1 || s.Events != 2 || s.Lists != 1 || s.Overflows != 0 {
 		t.Errorf("stats %+v", s)
 	}
@@ -235,7 +227,7 @@ func TestListThenEvents(t *testing.T) {
 func TestAnEndThatWasThrownAwayDoesNotSurvive(t *testing.T) {
 	e := newEngine()
 	r := run(t, e, e.loop)
-	eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
+	sourcetest.Eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
 	for range 50 {
 		r.hold.Lock()
 		e.stream <- event{"first", false} // the loop hangs in emit with this one
@@ -249,7 +241,7 @@ func TestAnEndThatWasThrownAwayDoesNotSurvive(t *testing.T) {
 		e.stream <- event{"first", true} // lost
 		synced := r.count("synced")
 		r.hold.Unlock()
-		eventually(t, "everything was listed", func() bool { return r.count("synced") > synced })
+		sourcetest.Eventually(t, "everything was listed", func() bool { return r.count("synced") > synced })
 		r.until(t)
 	}
 }
@@ -260,7 +252,7 @@ func TestAnOverflowDuringAList(t *testing.T) {
 	e.listing = make(chan struct{})
 	e.has["a"] = true
 	r := run(t, e, e.loop)
-	eventually(t, "a list is made", func() bool { return r.has("syncing") })
+	sourcetest.Eventually(t, "a list is made", func() bool { return r.has("syncing") })
 	r.hold.Lock()
 	for range 8 {
 		e.stream <- event{"x", false}
@@ -271,7 +263,7 @@ func TestAnOverflowDuringAList(t *testing.T) {
 	e.listing <- struct{}{} // the list has a, which has ended
 	e.with(func() { delete(e.has, "a") })
 	e.listing <- struct{}{}
-	eventually(t, "all is settled", func() bool { return len(r.ids()) == 0 && e.loop.Stats().Lists == 2 })
+	sourcetest.Eventually(t, "all is settled", func() bool { return len(r.ids()) == 0 && e.loop.Stats().Lists == 2 })
 }
 
 func TestALostConnectionIsMadeAgainAndCompared(t *testing.T) {
@@ -281,7 +273,7 @@ func TestALostConnectionIsMadeAgainAndCompared(t *testing.T) {
 	r.until(t, "a", "b")
 	e.with(func() { e.refuse = errors.New("restarting"); delete(e.has, "a"); e.has["c"] = true })
 	e.broken <- errors.New("reset")
-	eventually(t, "the loss is said", func() bool { return e.loop.Status().Err == "explained: restarting" })
+	sourcetest.Eventually(t, "the loss is said", func() bool { return e.loop.Status().Err == "explained: restarting" })
 	if st := e.loop.Status(); st.Connected || st.Absent {
 		t.Errorf("status %+v", st)
 	}
@@ -299,7 +291,7 @@ func TestAConnectionThatMayEndIsNoTrouble(t *testing.T) {
 	e.has["a"] = true
 	r := run(t, e, e.loop)
 	r.until(t, "a")
-	eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
+	sourcetest.Eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
 	before := e.loop.Status()
 	e.with(func() { e.has["b"] = true })
 	e.broken <- errOver
@@ -315,7 +307,7 @@ func TestAListThatFailsIsMadeAgain(t *testing.T) {
 	e.listErr = errors.New("busy")
 	e.has["a"] = true
 	r := run(t, e, e.loop)
-	eventually(t, "it is said", func() bool { return e.loop.Status().Err == "explained: busy" })
+	sourcetest.Eventually(t, "it is said", func() bool { return e.loop.Status().Err == "explained: busy" })
 	if r.has("synced") || len(r.ids()) != 0 {
 		t.Error("a list that failed passes for one")
 	}
@@ -328,8 +320,8 @@ func TestAbsenceIsNoTroubleWhereNobodyAskedForIt(t *testing.T) {
 		e := newEngine()
 		e.loop.Optional, e.refuse = optional, fs.ErrNotExist
 		r := run(t, e, e.loop)
-		eventually(t, "nobody waits for it", func() bool { return r.has("synced") })
-		eventually(t, "it is said", func() bool { return e.loop.Status().Err != "" })
+		sourcetest.Eventually(t, "nobody waits for it", func() bool { return r.has("synced") })
+		sourcetest.Eventually(t, "it is said", func() bool { return e.loop.Status().Err != "" })
 		if st := e.loop.Status(); st.Absent != optional {
 			t.Errorf("optional %t: status %+v", optional, st)
 		}
@@ -366,7 +358,7 @@ func TestAListThatIsRefusedEndsTheConnection(t *testing.T) {
 	e := newEngine()
 	e.listErr = fs.ErrPermission
 	run(t, e, e.loop)
-	eventually(t, "it tries again", func() bool { return e.loop.Stats().Connects > 2 })
+	sourcetest.Eventually(t, "it tries again", func() bool { return e.loop.Stats().Connects > 2 })
 }
 
 func TestQuestionsAreAskedBesideTheLoop(t *testing.T) {
@@ -395,7 +387,7 @@ func TestQuestionsAreAskedBesideTheLoop(t *testing.T) {
 			})
 		}
 	}}, e.loop)
-	eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
+	sourcetest.Eventually(t, "it is connected", func() bool { return e.loop.Status().Connected })
 	e.stream <- event{"ask", false}
 	r.until(t, "ask") // the loop goes on
 	e.stream <- event{"b", false}
@@ -434,18 +426,18 @@ func (h hurried) Event(event) { h.loop.Soon(0) }
 func TestAListThatIsWantedSoonIsMade(t *testing.T) {
 	e := newEngine()
 	r := run(t, hurried{e}, e.loop)
-	eventually(t, "the first list is told", func() bool { return r.has("synced") })
+	sourcetest.Eventually(t, "the first list is told", func() bool { return r.has("synced") })
 	e.with(func() { e.has["new"] = true })
 	e.stream <- event{}
-	eventually(t, "what is new is told", func() bool { return slices.Contains(r.ids(), "new") })
+	sourcetest.Eventually(t, "what is new is told", func() bool { return slices.Contains(r.ids(), "new") })
 	// A list that is under way may have been made before it was there.
 	e.with(func() { e.listing = make(chan struct{}) })
 	e.stream <- event{}
-	eventually(t, "a list is under way", func() bool { return r.count("syncing") == 3 })
+	sourcetest.Eventually(t, "a list is under way", func() bool { return r.count("syncing") == 3 })
 	e.stream <- event{}
 	e.listing <- struct{}{}
 	e.listing <- struct{}{}
-	eventually(t, "another one follows", func() bool { return r.count("synced") == 4 })
+	sourcetest.Eventually(t, "another one follows", func() bool { return r.count("synced") == 4 })
 	if n := e.loop.Stats().Lists; n != 4 {
 		t.Errorf("%d lists", n)
 	}
