@@ -14,7 +14,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,10 +24,9 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-)
 
-// startTimeout is how long containerd may take until its socket answers; a loaded two-core machine needs a few seconds.
-const startTimeout = 60 * time.Second
+	"github.com/stoker-profiler/stoker/test/internal/daemon"
+)
 
 // instances makes cgroup parents unique within this process.
 var instances atomic.Uint32
@@ -44,13 +42,12 @@ type Options struct {
 
 // Daemon is one private containerd.
 type Daemon struct {
+	daemon.Server
 	dir      string
 	programs string // where Options.Programs says, or empty
 	parent   string // the cgroup below which its containers are, unless their Spec says otherwise
 
-	mu       sync.Mutex // protects what follows
-	cmd      *exec.Cmd  // nil while the daemon is down
-	ended    chan struct{}
+	mu       sync.Mutex          // protects what follows
 	images   map[string]string   // reference → archive
 	imported map[string]struct{} // namespace + " " + reference
 	cgroups  map[string]struct{} // paths below the root of each hierarchy that containers were put into
@@ -70,6 +67,7 @@ func NewWith(ctx context.Context, dir string, o Options) (*Daemon, error) {
 		return nil, fmt.Errorf("start a private containerd: %w", err)
 	}
 	d := &Daemon{
+		Server:   daemon.Server{Name: "containerd", LogPath: filepath.Join(dir, "log"), Listens: filepath.Join(dir, "containerd.sock")},
 		dir:      dir,
 		programs: o.Programs,
 		parent:   fmt.Sprintf("/stoker-test-%d-%d", os.Getpid(), instances.Add(1)),
@@ -124,7 +122,7 @@ func (d *Daemon) State() string { return d.path("state") }
 func (d *Daemon) RuncRoot() string { return d.path("runc") }
 
 // Socket is the path of the daemon's gRPC socket.
-func (d *Daemon) Socket() string { return d.path("containerd.sock") }
+func (d *Daemon) Socket() string { return d.Listens }
 
 // Dir is the directory that New was given, as an absolute path.
 func (d *Daemon) Dir() string { return d.dir }
@@ -133,137 +131,40 @@ func (d *Daemon) Dir() string { return d.dir }
 // hierarchy: "/stoker-test-12-1". It is made with the first container.
 func (d *Daemon) CgroupParent() string { return d.parent }
 
-// Log returns what the daemon wrote so far, over all its starts.
-func (d *Daemon) Log() string {
-	b, err := os.ReadFile(d.path("log"))
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
-
-// PID is the daemon's process, 0 while it is down.
-func (d *Daemon) PID() int {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.cmd == nil {
-		return 0
-	}
-	return d.cmd.Process.Pid
-}
-
 // StartDaemon starts containerd again after KillDaemon or StopDaemon and waits until it answers. Containers live on
 // meanwhile. Starting what runs is an error.
 func (d *Daemon) StartDaemon(ctx context.Context) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.cmd != nil || d.stopped {
-		return errors.New("start containerd: it runs already, or was stopped for good")
+	if d.stopped {
+		return errors.New("start containerd: it was stopped for good")
 	}
-	log, err := os.OpenFile(d.path("log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return fmt.Errorf("start containerd: %w", err)
+	if err := d.Start(ctx, d.command, d.answers); err != nil {
+		return err
 	}
-	defer log.Close() // the child has its own
+	if err := os.WriteFile(d.path("pid"), []byte(strconv.Itoa(d.PID())+"\n"), 0o644); err != nil {
+		return errors.Join(fmt.Errorf("start containerd: %w", err), d.KillDaemon())
+	}
+	return nil
+}
+
+func (d *Daemon) command() (*exec.Cmd, error) {
 	// Where it mounts an image for a moment must be below our directory: a daemon that is killed then leaves the mount to us.
 	if err := os.MkdirAll(d.path("tmp"), 0o700); err != nil {
-		return fmt.Errorf("start containerd: %w", err)
+		return nil, err
 	}
 	cmd := exec.Command(d.program("containerd"), "-c", d.path("config.toml"))
 	cmd.Env = append(os.Environ(), "TMPDIR="+d.path("tmp"))
 	if d.programs != "" { // the daemon looks for its shim there first
 		cmd.Env = append(cmd.Env, "PATH="+d.programs+string(os.PathListSeparator)+os.Getenv("PATH"))
 	}
-	cmd.Stdout, cmd.Stderr = log, log
-	// Its own process group: a Ctrl-C at the terminal is for the demo, which then ends containers in order.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start containerd: %w", err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // how it ended is in the log; that it ended is what counts
-		close(ended)
-	}()
-	d.cmd, d.ended = cmd, ended
-	pid := []byte(strconv.Itoa(cmd.Process.Pid) + "\n")
-	if err := os.WriteFile(d.path("pid"), pid, 0o644); err != nil {
-		return errors.Join(fmt.Errorf("start containerd: %w", err), d.endLocked(syscall.SIGKILL))
-	}
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	for {
-		// The socket exists a little before the services answer: ask one.
-		if conn, err := net.Dial("unix", d.Socket()); err == nil {
-			conn.Close()
-			if _, err := d.ctr(ctx, "", "namespaces", "ls", "-q"); err == nil {
-				return nil
-			}
-		}
-		select {
-		case <-ended:
-			d.cmd = nil
-			return fmt.Errorf("start containerd: it ended at once; it wrote:\n%s", d.Log())
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("start containerd: no answer on %s: %w; it wrote:\n%s", d.Socket(), ctx.Err(), d.Log()),
-				d.endLocked(syscall.SIGKILL))
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+	return cmd, nil
 }
 
-// KillDaemon ends containerd with SIGKILL and waits for its end. Shims and containers live on.
-func (d *Daemon) KillDaemon() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.endLocked(syscall.SIGKILL)
-}
-
-// StopDaemon ends containerd with SIGTERM and waits for its end. Shims and containers live on.
-func (d *Daemon) StopDaemon() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.endLocked(syscall.SIGTERM)
-}
-
-// PauseDaemon stops containerd with SIGSTOP: its socket takes connections and never answers. ResumeDaemon lets it go on.
-func (d *Daemon) PauseDaemon() error { return d.signal(syscall.SIGSTOP) }
-
-// ResumeDaemon lets a paused containerd go on.
-func (d *Daemon) ResumeDaemon() error { return d.signal(syscall.SIGCONT) }
-
-func (d *Daemon) signal(s syscall.Signal) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.cmd == nil {
-		return fmt.Errorf("send %v to containerd: it is down", s)
-	}
-	if err := d.cmd.Process.Signal(s); err != nil {
-		return fmt.Errorf("send %v to containerd: %w", s, err)
-	}
-	return nil
-}
-
-func (d *Daemon) endLocked(s syscall.Signal) error {
-	if d.cmd == nil {
-		return nil
-	}
-	cmd := d.cmd
-	d.cmd = nil
-	if err := cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end containerd with %v: %w", s, err)
-	}
-	if s != syscall.SIGKILL {
-		// A paused one would never read its signal.
-		_ = cmd.Process.Signal(syscall.SIGCONT)
-	}
-	select {
-	case <-d.ended:
-	case <-time.After(20 * time.Second):
-		_ = cmd.Process.Kill()
-		<-d.ended
-	}
-	return nil
+// answers asks one service: the socket exists a little before them.
+func (d *Daemon) answers(ctx context.Context) error {
+	_, err := d.ctr(ctx, "", "namespaces", "ls", "-q")
+	return err
 }
 
 // ctr runs containerd's command line in a namespace and returns what it printed.
@@ -311,11 +212,11 @@ func (d *Daemon) Stop() error {
 	var errs []error
 	// Processes first and by cgroup: that works in whatever state the daemon is, and finds what containers forked.
 	errs = append(errs, d.killContainersLocked())
-	if d.cmd != nil {
-		_ = d.cmd.Process.Signal(syscall.SIGCONT) // Absent is fine.
+	if d.PID() != 0 {
+		_ = d.ResumeDaemon() // it may have been paused; if it has ended, the next step says so
 		errs = append(errs, d.deleteTasksLocked())
 	}
-	errs = append(errs, d.endLocked(syscall.SIGTERM), d.killShims(), d.unmount(), d.removeCgroupsLocked())
+	errs = append(errs, d.StopDaemon(), d.killShims(), d.unmount(), d.removeCgroupsLocked())
 	return errors.Join(errs...)
 }
 

@@ -14,32 +14,25 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"time"
 
 	"github.com/stoker-profiler/stoker/test/containerdtest"
+	"github.com/stoker-profiler/stoker/test/internal/daemon"
 )
-
-// startTimeout is how long dockerd may take until it answers; a loaded two-core machine needs a few seconds.
-const startTimeout = 60 * time.Second
 
 // trees are where cgroup hierarchies are mounted: v1 and hybrid, or v2.
 const trees = "/sys/fs/cgroup"
 
 // Daemon is one private dockerd.
 type Daemon struct {
+	daemon.Server
 	dir        string
 	containerd *containerdtest.Daemon
-
-	mu    sync.Mutex // protects what follows
-	cmd   *exec.Cmd  // nil while the daemon is down
-	ended chan struct{}
 }
 
 // New starts a dockerd on a containerd and waits until it answers. The caller calls Stop, also when ctx has ended.
@@ -49,7 +42,12 @@ func New(ctx context.Context, containerd *containerdtest.Daemon) (*Daemon, error
 			return nil, fmt.Errorf("start a private dockerd: %w; install the package docker.io", err)
 		}
 	}
-	d := &Daemon{dir: filepath.Join(containerd.Dir(), "docker"), containerd: containerd}
+	dir := filepath.Join(containerd.Dir(), "docker")
+	d := &Daemon{
+		Server:     daemon.Server{Name: "dockerd", LogPath: filepath.Join(dir, "log"), Listens: filepath.Join(dir, "docker.sock")},
+		dir:        dir,
+		containerd: containerd,
+	}
 	if err := os.MkdirAll(d.path("client"), 0o755); err != nil {
 		return nil, fmt.Errorf("start a private dockerd: %w", err)
 	}
@@ -83,123 +81,29 @@ func NewForTest(t containerdtest.TB, containerd *containerdtest.Daemon) *Daemon 
 func (d *Daemon) path(name string) string { return filepath.Join(d.dir, name) }
 
 // Socket is the path of the API's socket.
-func (d *Daemon) Socket() string { return d.path("docker.sock") }
+func (d *Daemon) Socket() string { return d.Listens }
 
 // Root is the directory of the engine's own files.
 func (d *Daemon) Root() string { return d.path("data") }
 
-// Log returns what the daemon wrote so far, over all its starts.
-func (d *Daemon) Log() string {
-	b, err := os.ReadFile(d.path("log"))
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
-
 // StartDaemon starts dockerd again after StopDaemon or KillDaemon and waits until it answers.
-func (d *Daemon) StartDaemon(ctx context.Context) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.cmd != nil {
-		return errors.New("start dockerd: it runs already")
-	}
-	log, err := os.OpenFile(d.path("log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return fmt.Errorf("start dockerd: %w", err)
-	}
-	defer log.Close() // the child has its own
+func (d *Daemon) StartDaemon(ctx context.Context) error { return d.Start(ctx, d.command, d.answers) }
+
+func (d *Daemon) command() (*exec.Cmd, error) {
 	// A killed dockerd leaves them; the new one would take the pid of some other process for its own.
 	for _, name := range []string{"pid", "docker.sock"} {
 		if err := os.Remove(d.path(name)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return fmt.Errorf("start dockerd: %w", err)
+			return nil, err
 		}
 	}
-	cmd := exec.Command("dockerd", "--config-file", d.path("daemon.json"), "--iptables=false", "--ip6tables=false", "--bridge=none",
+	return exec.Command("dockerd", "--config-file", d.path("daemon.json"), "--iptables=false", "--ip6tables=false", "--bridge=none",
 		"--data-root", d.Root(), "--exec-root", d.path("exec"), "--host", "unix://"+d.Socket(), "--pidfile", d.path("pid"),
-		"--containerd", d.containerd.Socket(), "--exec-opt", "native.cgroupdriver=cgroupfs")
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start dockerd: %w", err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // how it ended is in the log; that it ended is what counts
-		close(ended)
-	}()
-	d.cmd, d.ended = cmd, ended
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	for {
-		if conn, err := net.Dial("unix", d.Socket()); err == nil {
-			conn.Close()
-			if _, err := d.Docker(ctx, "version"); err == nil {
-				return nil
-			}
-		}
-		select {
-		case <-ended:
-			d.cmd = nil
-			return fmt.Errorf("start dockerd: it ended at once; it wrote:\n%s", d.Log())
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("start dockerd: no answer on %s: %w; it wrote:\n%s", d.Socket(), ctx.Err(), d.Log()), d.endLocked(syscall.SIGKILL))
-		case <-time.After(50 * time.Millisecond):
-		}
-	}
+		"--containerd", d.containerd.Socket(), "--exec-opt", "native.cgroupdriver=cgroupfs"), nil
 }
 
-// StopDaemon ends dockerd with SIGTERM and waits for its end. Containers live on.
-func (d *Daemon) StopDaemon() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.endLocked(syscall.SIGTERM)
-}
-
-// KillDaemon ends dockerd with SIGKILL and waits for its end. Containers live on.
-func (d *Daemon) KillDaemon() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.endLocked(syscall.SIGKILL)
-}
-
-// PauseDaemon stops dockerd with SIGSTOP: its socket takes connections and never answers. ResumeDaemon lets it go on.
-func (d *Daemon) PauseDaemon() error { return d.signal(syscall.SIGSTOP) }
-
-// ResumeDaemon lets a paused dockerd go on.
-func (d *Daemon) ResumeDaemon() error { return d.signal(syscall.SIGCONT) }
-
-func (d *Daemon) signal(s syscall.Signal) error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if d.cmd == nil {
-		return fmt.Errorf("send %v to dockerd: it is down", s)
-	}
-	if err := d.cmd.Process.Signal(s); err != nil {
-		return fmt.Errorf("send %v to dockerd: %w", s, err)
-	}
-	return nil
-}
-
-func (d *Daemon) endLocked(s syscall.Signal) error {
-	if d.cmd == nil {
-		return nil
-	}
-	cmd := d.cmd
-	d.cmd = nil
-	if err := cmd.Process.Signal(s); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end dockerd with %v: %w", s, err)
-	}
-	if s != syscall.SIGKILL {
-		_ = cmd.Process.Signal(syscall.SIGCONT) // a paused one would never read its signal
-	}
-	select {
-	case <-d.ended:
-	case <-time.After(20 * time.Second):
-		_ = cmd.Process.Kill()
-		<-d.ended
-	}
-	return nil
+func (d *Daemon) answers(ctx context.Context) error {
+	_, err := d.Docker(ctx, "version")
+	return err
 }
 
 // Docker runs Docker's own command line on this daemon and returns what it printed on stdout.
@@ -272,7 +176,7 @@ func CgroupID(id string) (uint64, error) { return containerdtest.CgroupID("/dock
 func (d *Daemon) Stop() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
-	if d.running() {
+	if d.PID() != 0 {
 		_ = d.ResumeDaemon() // it may have been paused; if it has ended, the next step says so
 	} else if err := d.StartDaemon(ctx); err != nil { // whoever killed it leaves containers that it has to remove
 		return err
@@ -293,10 +197,4 @@ func (d *Daemon) Stop() error {
 		_ = syscall.Rmdir(p) // in use, or gone already
 	}
 	return errors.Join(errs...)
-}
-
-func (d *Daemon) running() bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return d.cmd != nil
 }

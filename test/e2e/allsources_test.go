@@ -136,7 +136,7 @@ func TestAllSourcesAtOnce(t *testing.T) {
 					return err
 				}}
 			},
-			pause: podman.PauseService, resume: podman.ResumeService, kill: podman.StopService, restart: podman.StartService,
+			pause: podman.PauseDaemon, resume: podman.ResumeDaemon, kill: podman.StopService, restart: podman.StartService,
 		},
 	}
 	var all []*tool

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,10 +24,8 @@ import (
 	"time"
 
 	"github.com/stoker-profiler/stoker/test/containerdtest"
+	"github.com/stoker-profiler/stoker/test/internal/daemon"
 )
-
-// startTimeout is how long the service may take until it answers; a loaded two-core machine needs a few seconds.
-const startTimeout = 60 * time.Second
 
 const (
 	// trees are where cgroup hierarchies are mounted: v1 and hybrid, or v2.
@@ -41,13 +38,12 @@ const (
 
 // Engine is one private Podman.
 type Engine struct {
-	dir     string
-	options []string
+	daemon.Server // its service
+	dir           string
+	options       []string
 
-	mu    sync.Mutex // protects what follows
-	cmd   *exec.Cmd  // nil while no service runs
-	ended chan struct{}
-	ids   []string // all containers that were made
+	mu  sync.Mutex // protects what follows
+	ids []string   // all containers that were made
 }
 
 // New prepares a Podman whose files are below dir. Options are passed to every `podman` before its command, as
@@ -58,7 +54,11 @@ func New(dir string, options ...string) (*Engine, error) {
 			return nil, fmt.Errorf("prepare a private podman: %w; install the package %s", err, pkg)
 		}
 	}
-	e := &Engine{dir: dir, options: options}
+	e := &Engine{
+		Server:  daemon.Server{Name: "podman's service", LogPath: filepath.Join(dir, "log"), Listens: filepath.Join(dir, "podman.sock")},
+		dir:     dir,
+		options: options,
+	}
 	// Limits that the machine's root may not raise are not asked for. Locks are files: the default is one piece of shared memory
 	// for all Podmans of the machine, which a new one would reset.
 	conf := fmt.Sprintf(`[containers]
@@ -118,7 +118,7 @@ func NewForTest(t containerdtest.TB, options ...string) *Engine {
 func (e *Engine) path(name string) string { return filepath.Join(e.dir, name) }
 
 // Socket is the path of the API's socket, while a service runs.
-func (e *Engine) Socket() string { return e.path("podman.sock") }
+func (e *Engine) Socket() string { return e.Listens }
 
 // Root is the directory of images and containers, RunRoot that of what does not outlive a boot, TmpDir that of events.
 func (e *Engine) Root() string { return e.path("lib") }
@@ -128,18 +128,6 @@ func (e *Engine) RunRoot() string { return e.path("run") }
 
 // TmpDir is the directory of events and exit codes.
 func (e *Engine) TmpDir() string { return e.path("tmp") }
-
-// Log returns what the service wrote so far, over all its starts.
-func (e *Engine) Log() string {
-	b, err := os.ReadFile(e.path("log"))
-	if errors.Is(err, fs.ErrNotExist) {
-		return "" // it was never started
-	}
-	if err != nil {
-		return err.Error()
-	}
-	return string(b)
-}
 
 // environment is what makes a podman ours.
 func (e *Engine) environment() []string {
@@ -259,88 +247,19 @@ func CgroupID(id string) (uint64, error) {
 
 // StartService starts `podman system service` and waits until it answers.
 func (e *Engine) StartService(ctx context.Context) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.cmd != nil {
-		return errors.New("start podman's service: it runs already")
-	}
-	log, err := os.OpenFile(e.path("log"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
-	if err != nil {
-		return fmt.Errorf("start podman's service: %w", err)
-	}
-	defer log.Close() // the child has its own
+	return e.Start(ctx, func() (*exec.Cmd, error) {
+		cmd := exec.Command("podman", append(append([]string{}, e.options...), "system", "service", "--time", "0", "unix://"+e.Socket())...)
+		cmd.Env = e.environment()
+		return cmd, e.removeSocket()
+	}, nil)
+}
+
+// StopService kills the service, which on SIGTERM waits for whoever follows its events. Containers live on.
+func (e *Engine) StopService() error { return errors.Join(e.KillDaemon(), e.removeSocket()) }
+
+func (e *Engine) removeSocket() error {
 	if err := os.Remove(e.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("start podman's service: %w", err)
-	}
-	cmd := exec.Command("podman", append(append([]string{}, e.options...), "system", "service", "--time", "0", "unix://"+e.Socket())...)
-	cmd.Env = e.environment()
-	cmd.Stdout, cmd.Stderr = log, log
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start podman's service: %w", err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		_ = cmd.Wait() // how it ended is in the log; that it ended is what counts
-		close(ended)
-	}()
-	e.cmd, e.ended = cmd, ended
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	for {
-		if conn, err := net.Dial("unix", e.Socket()); err == nil {
-			conn.Close()
-			return nil
-		}
-		select {
-		case <-ended:
-			e.cmd = nil
-			return fmt.Errorf("start podman's service: it ended at once; it wrote:\n%s", e.Log())
-		case <-ctx.Done():
-			return errors.Join(fmt.Errorf("start podman's service: no answer on %s: %w; it wrote:\n%s", e.Socket(), ctx.Err(), e.Log()), e.endLocked())
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
-}
-
-// StopService ends the service and waits for its end. Containers live on.
-func (e *Engine) StopService() error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.endLocked()
-}
-
-// PauseService stops the service with SIGSTOP: its socket takes connections and never answers. ResumeService lets it go on.
-func (e *Engine) PauseService() error { return e.signal(syscall.SIGSTOP) }
-
-// ResumeService lets a paused service go on.
-func (e *Engine) ResumeService() error { return e.signal(syscall.SIGCONT) }
-
-func (e *Engine) signal(s syscall.Signal) error {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	if e.cmd == nil {
-		return fmt.Errorf("send %v to podman's service: it is down", s)
-	}
-	if err := e.cmd.Process.Signal(s); err != nil {
-		return fmt.Errorf("send %v to podman's service: %w", s, err)
-	}
-	return nil
-}
-
-// endLocked kills the service: on SIGTERM it waits for whoever follows its events.
-func (e *Engine) endLocked() error {
-	if e.cmd == nil {
-		return nil
-	}
-	cmd := e.cmd
-	e.cmd = nil
-	if err := cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("end podman's service: %w", err)
-	}
-	<-e.ended
-	if err := os.Remove(e.Socket()); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("end podman's service: %w", err)
+		return fmt.Errorf("remove the socket of podman's service: %w", err)
 	}
 	return nil
 }
