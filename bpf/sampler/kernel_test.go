@@ -208,11 +208,17 @@ func newCgroup(t *testing.T, root, name string) (dir string, id uint64) {
 		}
 		t.Errorf("cannot remove %s", dir)
 	})
+	return dir, inode(t, dir)
+}
+
+// inode is a cgroup's id.
+func inode(t *testing.T, dir string) uint64 {
+	t.Helper()
 	var st unix.Stat_t
 	if err := unix.Stat(dir, &st); err != nil {
 		t.Fatal(err)
 	}
-	return dir, st.Ino
+	return st.Ino
 }
 
 func killAll(dir string) {
@@ -475,7 +481,20 @@ func TestThinningKeepsTheWeight(t *testing.T) {
 
 func TestNestedCgroupBelongsToItsContainer(t *testing.T) {
 	dir, id := newCgroup(t, cgroup2(t), "outer")
-	inner := filepath.Join(dir, "a", "b")
+	inner := newInner(t, filepath.Join(dir, "a", "b"))
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 199}, time.Second)
+	scope := mustAdd(t, s, id, 1)
+	start(t, inner, "spin")
+	sleep(time.Second)
+	checkProtocol(t, c, stop())
+	if c.n[scope] == 0 {
+		t.Errorf("no samples: %v", c.n)
+	}
+}
+
+// newInner makes a cgroup two levels below another.
+func newInner(t *testing.T, inner string) string {
+	t.Helper()
 	if err := os.MkdirAll(inner, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -489,14 +508,45 @@ func TestNestedCgroupBelongsToItsContainer(t *testing.T) {
 		}
 		os.Remove(filepath.Dir(inner))
 	})
-	s, c, stop := open(t, sampler.Config{FrequencyHz: 199}, time.Second)
-	scope := mustAdd(t, s, id, 1)
+	return inner
+}
+
+// A container that is excluded inside a unit that is profiled is no part of the unit, and one that is profiled inside it is itself.
+func TestBarredCgroupIsNoPartOfTheOuterOne(t *testing.T) {
+	dir, id := newCgroup(t, cgroup2(t), "unit")
+	inner := newInner(t, filepath.Join(dir, "excluded", "profiled"))
+	barred, leaf := inode(t, filepath.Dir(inner)), inode(t, inner)
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 499}, 300*time.Millisecond)
 	start(t, inner, "spin")
-	sleep(time.Second)
-	checkProtocol(t, c, stop())
-	if c.n[scope] == 0 {
-		t.Errorf("no samples: %v", c.n)
+	outer := mustAdd(t, s, id, 1)
+	samples := func(scope uint32) (n uint64) {
+		sleep(700 * time.Millisecond) // two windows end
+		c.locked(func() { n = c.n[scope] })
+		return n
 	}
+	if samples(outer) == 0 {
+		t.Error("what is inside a scope is not sampled as a part of it")
+	}
+	if err := s.Scopes().Bar(barred); err != nil {
+		t.Fatal(err)
+	}
+	before := samples(outer)
+	if after := samples(outer); after != before {
+		t.Errorf("%d samples came after the cgroup inside was barred", after-before)
+	}
+	own := mustAdd(t, s, leaf, 1)
+	if samples(own) == 0 {
+		t.Error("a scope inside a barred cgroup is not sampled")
+	}
+	for _, cgroup := range []uint64{leaf, barred} {
+		if err := s.Scopes().Remove(cgroup); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if samples(outer) == before {
+		t.Error("what was barred and no longer is is not sampled")
+	}
+	checkProtocol(t, c, stop())
 }
 
 func TestScopeChangesTakeEffectAtOnce(t *testing.T) {

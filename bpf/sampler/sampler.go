@@ -173,7 +173,7 @@ func (s *Sampler) size(spec *ebpf.CollectionSpec) error {
 	for name, n := range map[string]int{
 		"stacks":        s.cfg.RingBytes,
 		"seen":          s.cfg.MaxStacks,
-		"scopes":        s.cfg.MaxScopes,
+		"scopes":        s.cfg.MaxScopes * 2, // as many again may be kept out of the scope that they lie in
 		"rest":          s.cfg.MaxScopes * 2, // those removed less than two windows ago are still there
 		"scope_states":  s.cfg.MaxScopes * 2,
 		"scope_answers": max(s.cfg.MaxScopes*2, 128*runtime.NumCPU()), // LRU maps need room per CPU

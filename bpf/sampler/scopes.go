@@ -16,12 +16,13 @@ type Scopes struct {
 	mu       sync.Mutex        // protects what follows
 	next     uint32            // scope ids are never reused; 0 means none
 	byCgroup map[uint64]uint32 // live scopes
+	barred   map[uint64]bool   // cgroups that are kept out of the scopes they lie in
 	leaving  map[uint32]int    // scopes removed, and how many more windows their counts may still come
 	change   uint64            // mirrors scope_generation
 }
 
 func newScopes(s *Sampler) *Scopes {
-	return &Scopes{s: s, byCgroup: map[uint64]uint32{}, leaving: map[uint32]int{}}
+	return &Scopes{s: s, byCgroup: map[uint64]uint32{}, barred: map[uint64]bool{}, leaving: map[uint32]int{}}
 }
 
 // leavingWindows is how many window ends a removed scope still has counts to expect: its last samples are in the open window,
@@ -34,6 +35,9 @@ func (sc *Scopes) Add(cgroupID uint64, thinning uint32) (scopeID uint32, err err
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
 	thinning = max(1, thinning)
+	if _, again := sc.byCgroup[cgroupID]; !again && len(sc.byCgroup) >= sc.s.cfg.MaxScopes {
+		return 0, sc.full(fmt.Errorf("add scope for cgroup %d", cgroupID))
+	}
 	id := sc.next + 1
 	// First what a sample of the new scope needs, then the scope itself.
 	state := bpfScopeState{StacksLeft: int64(sc.s.cfg.StacksPerScope)}
@@ -55,6 +59,7 @@ func (sc *Scopes) Add(cgroupID uint64, thinning uint32) (scopeID uint32, err err
 		sc.leaving[old] = leavingWindows
 	}
 	sc.byCgroup[cgroupID] = id
+	delete(sc.barred, cgroupID)
 	if err := sc.changedLocked(); err != nil {
 		return 0, err
 	}
@@ -68,24 +73,50 @@ func (sc *Scopes) full(err error) error {
 	return fmt.Errorf("%w; %d containers are in scope already, which is the limit: exclude some by targets", err, len(sc.byCgroup))
 }
 
-// Remove takes a cgroup out of scope. Removing what is not in scope is no error. Counts made so far still come with the
+// Bar keeps a cgroup and all below it out of the scope that it lies in; cgroups below it that are in scope themselves stay so. One
+// that was in scope no longer is, as after Remove.
+func (sc *Scopes) Bar(cgroupID uint64) error {
+	sc.mu.Lock()
+	defer sc.mu.Unlock()
+	if sc.barred[cgroupID] {
+		return nil
+	}
+	if len(sc.barred) >= sc.s.cfg.MaxScopes {
+		return fmt.Errorf("keep cgroup %d out of scope: %d cgroups are kept out already, which is the limit", cgroupID, len(sc.barred))
+	}
+	if err := sc.s.objs.Scopes.Put(cgroupID, bpfScope{}); err != nil { // id 0: the walk up the tree ends here, in no scope
+		return fmt.Errorf("keep cgroup %d out of scope: %w", cgroupID, err)
+	}
+	sc.barred[cgroupID] = true
+	return sc.leftLocked(cgroupID)
+}
+
+// Remove takes a cgroup out of scope, or undoes Bar. Removing what is neither is no error. Counts made so far still come with the
 // next two windows.
 func (sc *Scopes) Remove(cgroupID uint64) error {
 	sc.mu.Lock()
 	defer sc.mu.Unlock()
-	id, ok := sc.byCgroup[cgroupID]
-	if !ok {
+	if _, ok := sc.byCgroup[cgroupID]; !ok && !sc.barred[cgroupID] {
 		return nil
 	}
 	if err := sc.s.objs.Scopes.Delete(cgroupID); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return fmt.Errorf("remove the scope of cgroup %d: %w", cgroupID, err)
 	}
-	delete(sc.byCgroup, cgroupID)
-	sc.leaving[id] = leavingWindows
+	delete(sc.barred, cgroupID)
+	return sc.leftLocked(cgroupID)
+}
+
+// leftLocked does what follows when a cgroup is in scope no longer.
+func (sc *Scopes) leftLocked(cgroupID uint64) error {
+	id, was := sc.byCgroup[cgroupID]
+	if was {
+		delete(sc.byCgroup, cgroupID)
+		sc.leaving[id] = leavingWindows
+	}
 	if err := sc.changedLocked(); err != nil {
 		return err
 	}
-	if len(sc.byCgroup) == 0 {
+	if was && len(sc.byCgroup) == 0 {
 		return sc.s.clock.enable(false) // nothing in scope: nothing ticks
 	}
 	return nil

@@ -50,6 +50,8 @@ func (s *scopes) Add(id uint64, _ uint32) (uint32, error) {
 	return s.n, nil
 }
 
+func (s *scopes) Bar(id uint64) error { return s.Remove(id) }
+
 func (s *scopes) Remove(id uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -172,6 +172,7 @@ func TestAContainerdThatMeansHarm(t *testing.T) {
 type kernel struct{ n atomic.Int32 }
 
 func (k *kernel) Add(uint64, uint32) (uint32, error) { return uint32(k.n.Add(1)), nil }
+func (k *kernel) Bar(uint64) error                   { return nil }
 func (k *kernel) Remove(uint64) error                { return nil }
 
 // The same id in two namespaces is two containers, whatever the order in which their events come.

@@ -325,6 +325,7 @@ func (w *told) order(seed uint64) []container.Event {
 
 // watchful is a kernel that knows what is forbidden.
 type watchful struct {
+	barred map[uint64]bool
 	next   uint32
 	scopes map[uint64]uint32
 	wrong  []string
@@ -336,20 +337,31 @@ func (k *watchful) Add(cgroup uint64, _ uint32) (uint32, error) {
 	}
 	k.next++
 	k.scopes[cgroup] = k.next
+	delete(k.barred, cgroup)
 	return k.next, nil
 }
 
+func (k *watchful) Bar(cgroup uint64) error {
+	if k.barred[cgroup] {
+		k.wrong = append(k.wrong, fmt.Sprintf("cgroup %d was barred twice", cgroup))
+	}
+	delete(k.scopes, cgroup)
+	k.barred[cgroup] = true
+	return nil
+}
+
 func (k *watchful) Remove(cgroup uint64) error {
-	if k.scopes[cgroup] == 0 {
+	if k.scopes[cgroup] == 0 && !k.barred[cgroup] {
 		k.wrong = append(k.wrong, fmt.Sprintf("the scope of cgroup %d was removed and is not there", cgroup))
 	}
 	delete(k.scopes, cgroup)
+	delete(k.barred, cgroup)
 	return nil
 }
 
 // play gives the words to a registry and returns what is wrong, and the table of what is alive.
 func (h *history) play(w *told, events []container.Event) (wrong, table []string) {
-	k := &watchful{scopes: map[uint64]uint32{}}
+	k := &watchful{scopes: map[uint64]uint32{}, barred: map[uint64]bool{}}
 	now := epoch
 	r := New(Config{Scopes: k, Frequency: 97, Now: func() time.Time { now = now.Add(time.Microsecond); return now }})
 	meant := map[uint32]string{} // scope id → whom it means, for ever
@@ -402,6 +414,11 @@ func (h *history) play(w *told, events []container.Event) (wrong, table []string
 			rec.CgroupID, rec.NoCgroup, rec.PID, rec.State, rec.Labels, slices.Sorted(maps.Keys(rec.Sources))))
 	}
 	sort.Strings(table)
+	for cgroup := range k.barred {
+		if !slices.ContainsFunc(r.List(), func(rec Record) bool { return rec.CgroupID == cgroup && rec.State == Excluded }) {
+			wrong = append(wrong, fmt.Sprintf("cgroup %d is kept out of scope for nobody", cgroup))
+		}
+	}
 	for _, b := range w.boxes {
 		key := b.id() + " of " + b.kind.user
 		rec, ok := live[key]

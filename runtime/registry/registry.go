@@ -31,9 +31,12 @@ const graceWindows = 2
 const rootCgroup = "/"
 
 // Scopes is what the registry needs of the kernel. Add puts a cgroup and all below it in scope, where one in thinning samples
-// is taken; for a cgroup that is in scope already it makes a new scope id. Ids are never 0 and never reused.
+// is taken; for a cgroup that is in scope already it makes a new scope id. Ids are never 0 and never reused. Bar keeps a cgroup and
+// all below it out of the scope that it lies in, but for cgroups below it that are in scope themselves; one that was in scope no
+// longer is. Remove undoes either.
 type Scopes interface {
 	Add(cgroupID uint64, thinning uint32) (scopeID uint32, err error)
+	Bar(cgroupID uint64) error
 	Remove(cgroupID uint64) error
 }
 
@@ -157,6 +160,7 @@ type record struct {
 	d      decision
 	failed string  // what the kernel said when it refused the scope
 	scope  *scope  // the newest, also of one that is gone
+	barred bool    // the kernel keeps its cgroup out of the scope that it may lie in
 	shares *record // the record whose cgroup this one is in too
 }
 
@@ -284,9 +288,29 @@ func (r *Registry) vouched(rec *record) bool {
 // decide works out what follows from what is known about a record, and makes the kernel's scopes follow.
 func (r *Registry) decide(rec *record) {
 	rec.d = r.decision(rec)
-	want := !rec.gone && !rec.d.excluded && rec.c.CgroupID != 0
+	here := !rec.gone && rec.c.CgroupID != 0
+	want := here && !rec.d.excluded
+	// It may lie in another's cgroup, a unit's or a machine's, and must not be sampled as a part of that.
+	bar := here && rec.d.excluded && rec.shares == nil
 	in := rec.scope != nil && !rec.scope.retired
 	switch {
+	case bar && !rec.barred:
+		if err := r.scopes.Bar(rec.c.CgroupID); err != nil {
+			if rec.failed == "" {
+				r.log.Warn("an excluded container is sampled if it lies in the cgroup of one that is profiled", "container", displayName(&rec.c),
+					"cgroup", rec.c.CgroupPath, "err", err)
+			}
+			rec.failed = err.Error()
+			r.stats.scopeErrors++
+			if in {
+				r.leave(rec)
+			}
+			return
+		}
+		rec.failed, rec.barred = "", true
+		if in {
+			rec.scope.retired = true
+		}
 	case want && (!in || rec.scope.thinning != rec.d.thinning || rec.scope.hz != r.event):
 		id, err := r.scopes.Add(rec.c.CgroupID, rec.d.thinning)
 		if err != nil {
@@ -297,7 +321,7 @@ func (r *Registry) decide(rec *record) {
 			r.stats.scopeErrors++
 			return // what was in scope before still is
 		}
-		rec.failed = ""
+		rec.failed, rec.barred = "", false
 		if in {
 			rec.scope.retired = true
 		}
@@ -306,7 +330,7 @@ func (r *Registry) decide(rec *record) {
 		if rec.inScope.IsZero() {
 			rec.inScope = r.now()
 		}
-	case !want && in:
+	case !want && !bar && (in || rec.barred):
 		r.leave(rec)
 		rec.failed = ""
 	case !want:
@@ -458,13 +482,16 @@ func (r *Registry) due() int {
 	return most
 }
 
-// leave takes a record's cgroup out of scope.
+// leave takes a record's cgroup out of scope, or lets it be a part of the scope that it lies in again.
 func (r *Registry) leave(rec *record) {
 	if err := r.scopes.Remove(rec.c.CgroupID); err != nil {
 		r.log.Warn("a container is still sampled; its samples are thrown away", "container", displayName(&rec.c), "cgroup", rec.c.CgroupPath, "err", err)
 		r.stats.scopeErrors++
 	}
-	rec.scope.retired = true
+	rec.barred = false
+	if rec.scope != nil {
+		rec.scope.retired = true
+	}
 }
 
 func (r *Registry) age() {

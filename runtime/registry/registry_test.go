@@ -18,11 +18,14 @@ type kernel struct {
 	mu      sync.Mutex
 	next    uint32
 	scopes  map[uint64]uint32 // cgroup → scope id
+	barred  map[uint64]bool   // cgroups kept out of the scope they lie in
 	thin    map[uint32]uint32 // scope id → thinning, for ever
 	refuses error
 }
 
-func newKernel() *kernel { return &kernel{scopes: map[uint64]uint32{}, thin: map[uint32]uint32{}} }
+func newKernel() *kernel {
+	return &kernel{scopes: map[uint64]uint32{}, barred: map[uint64]bool{}, thin: map[uint32]uint32{}}
+}
 
 func (k *kernel) Add(cgroup uint64, thinning uint32) (uint32, error) {
 	k.mu.Lock()
@@ -32,13 +35,26 @@ func (k *kernel) Add(cgroup uint64, thinning uint32) (uint32, error) {
 	}
 	k.next++
 	k.scopes[cgroup], k.thin[k.next] = k.next, thinning
+	delete(k.barred, cgroup)
 	return k.next, nil
+}
+
+func (k *kernel) Bar(cgroup uint64) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.refuses != nil {
+		return k.refuses
+	}
+	delete(k.scopes, cgroup)
+	k.barred[cgroup] = true
+	return nil
 }
 
 func (k *kernel) Remove(cgroup uint64) error {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	delete(k.scopes, cgroup)
+	delete(k.barred, cgroup)
 	return nil
 }
 
@@ -267,6 +283,35 @@ func TestProvisionalUntilDescribed(t *testing.T) {
 		t.Error("the scope of the excluded container is known for ever")
 	}
 	b.want(Excluded)
+}
+
+// What is excluded is kept out of the scope that it may lie in, for as long as it is there.
+func TestExcludedIsBarred(t *testing.T) {
+	b := newBench(t, Config{Targets: []Rule{{Exclude: true, Name: "secret"}}})
+	barred := func(want bool) {
+		t.Helper()
+		if got := b.k.barred[1]; got != want || b.k.id(1) != 0 && got {
+			t.Errorf("barred %t, scope %d; want barred %t", got, b.k.id(1), want)
+		}
+	}
+	b.say("containerd", container.Upsert, container.Container{ID: id64, CgroupID: 1}, partial)
+	barred(false)
+	b.k.refuses = errors.New("the map is full")
+	b.say("docker", container.Upsert, container.Container{ID: id64, Name: "secret"})
+	barred(false)
+	if b.k.id(1) != 0 || b.want(Excluded).Reason == "" {
+		t.Error("excluded, and still in scope when the kernel cannot bar it")
+	}
+	b.k.refuses = nil
+	b.WindowEnd()
+	barred(true)
+	b.say("docker", container.Upsert, container.Container{ID: id64, Name: "public"})
+	barred(false)
+	b.want(Profiled, 1)
+	b.say("docker", container.Upsert, container.Container{ID: id64, Name: "secret"})
+	barred(true)
+	b.say("containerd", container.Gone, container.Container{ID: id64, CgroupID: 1})
+	barred(false)
 }
 
 func TestNobodyDescribesIt(t *testing.T) {

@@ -32,6 +32,9 @@ func (s *Scopes) Add(cgroup uint64, _ uint32) (uint32, error) {
 	return s.added, nil
 }
 
+// Bar keeps a cgroup out of scope.
+func (s *Scopes) Bar(cgroup uint64) error { return s.Remove(cgroup) }
+
 // Remove takes a cgroup out of scope.
 func (s *Scopes) Remove(cgroup uint64) error {
 	s.mu.Lock()
