@@ -340,3 +340,48 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestReferenceIsCurrent compares the table of keys in the manual with the program's.
+func TestReferenceIsCurrent(t *testing.T) {
+	const path = "../../../docs/configuration.md"
+	defaults := map[string]string{}
+	one := Default()
+	one.Pyroscope = []Endpoint{DefaultEndpoint()}
+	for _, v := range flatten(one) {
+		defaults[v.Key] = v.Value
+	}
+	var table strings.Builder
+	table.WriteString("| key | default | what it does |\n|---|---|---|\n")
+	cell := strings.NewReplacer("|", "\\|", "*", "\\*", "__", "\\_\\_").Replace
+	for _, k := range Keys() {
+		value := "-"
+		if d := defaults[k.Path]; d != "" && d != "[]" && d != "{}" {
+			value = "`" + d + "`"
+		}
+		help := cell(k.Help)
+		if k.Live {
+			help += " **live**"
+		}
+		fmt.Fprintf(&table, "| `%s` | %s | %s (%s) |\n", k.Path, value, help, cell(k.Form))
+	}
+	file, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	before, rest, ok := strings.Cut(string(file), "<!-- keys: ")
+	note, rest, ok2 := strings.Cut(rest, "\n")
+	_, after, ok3 := strings.Cut(rest, "<!-- /keys -->")
+	if !ok || !ok2 || !ok3 {
+		t.Fatalf("%s has no place for the table of keys", path)
+	}
+	want := before + "<!-- keys: " + note + "\n" + table.String() + "<!-- /keys -->" + after
+	if *update {
+		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	if string(file) != want {
+		t.Errorf("%s does not have the program's keys; run with -update and look at the difference", path)
+	}
+}
