@@ -59,6 +59,7 @@ type agent struct {
 	symbolizer *unwind.Symbolizer
 	labeler    atomic.Pointer[labeler.Labeler]
 	pipeline   *pipeline
+	notify     notifier
 	writer     *writer      // nil: nothing is kept
 	store      *store.Store // nil: nothing is kept
 	uploaders  []sink.Uploader
@@ -70,7 +71,7 @@ const fileCacheBytes = 24 << 20
 
 // newAgent makes the parts that stoker run, and record, top and ps without an agent, have in common: all up to the pprof.
 func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, err error) {
-	a := &agent{cfg: cfg, log: log, version: version, startedAt: time.Now()}
+	a := &agent{cfg: cfg, log: log, version: version, startedAt: time.Now(), notify: notifier{log}}
 	defer func() {
 		if err != nil && a.sampler != nil {
 			a.sampler.Close()
@@ -186,6 +187,7 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 		return err
 	}
 	defer func() { err = errors.Join(err, a.sampler.Close()) }()
+	a.notify.starting(cfg.Sampling.Window)
 
 	// Sinks: the store first; it is the queue of the others.
 	for _, e := range cfg.Pyroscope {
@@ -223,10 +225,32 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 	}
 	log.Info("stoker runs", "version", version, "frequency", cfg.Sampling.Frequency, "window", cfg.Sampling.Window,
 		"store", cfg.Store.Path, "web", cfg.Web.Listen, "socket", cfg.Socket, "cgroup", a.hierarchy.Mount)
-	err = a.sample(ctx)
+	defer context.AfterFunc(ctx, a.notify.stopping)()
+	syncing, stopSyncing := context.WithCancel(ctx)
+	defer stopSyncing()
+	go func() { // ready: what already runs is in scope, but for what a source tells that hangs
+		a.registry.WaitSynced(syncing, len(a.sources), syncWait)
+		if syncing.Err() == nil {
+			a.notify.ready()
+		}
+	}()
+	err = a.sample(ctx, watched{a.pipeline, a.notify, a.inScope})
 	a.writer.flush()
 	stopServing()
 	return errors.Join(err, servers.Wait())
+}
+
+// syncWait is how long the service manager waits for sources to tell what already runs.
+const syncWait = 5 * time.Second
+
+// inScope counts the containers whose samples are taken now.
+func (a *agent) inScope() (n int) {
+	for _, rec := range a.registry.List() {
+		if rec.GoneAt.IsZero() && rec.Profiled() {
+			n++
+		}
+	}
+	return n
 }
 
 // apply takes what a source says: the registry first, then the sources that can say more once they know that there is something.
@@ -242,8 +266,9 @@ func (a *agent) apply(e container.Event) {
 	}
 }
 
-// sample runs sources, sampler and pipeline until ctx ends and the last window has gone through.
-func (a *agent) sample(ctx context.Context) error {
+// sample runs sources, sampler and pipeline until ctx ends and the last window has gone through. h is the pipeline, or what passes
+// everything on to it.
+func (a *agent) sample(ctx context.Context, h sampler.Handler) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	sources, ctx := errgroup.WithContext(ctx)
@@ -270,7 +295,7 @@ func (a *agent) sample(ctx context.Context) error {
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); a.pipeline.run() }()
-	err := a.sampler.Run(ctx, a.cfg.Sampling.Window, a.pipeline)
+	err := a.sampler.Run(ctx, a.cfg.Sampling.Window, h)
 	cancel() // also when the sampler failed: an agent that samples nothing must end, not linger
 	a.pipeline.stop()
 	<-done
@@ -371,7 +396,7 @@ func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.B
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)
-	go func() { done <- a.sample(ctx) }()
+	go func() { done <- a.sample(ctx, a.pipeline) }()
 	stop := func() error {
 		cancel()
 		return errors.Join(<-done, a.sampler.Close())

@@ -10,10 +10,25 @@ import (
 )
 
 func (a *app) configCommand() *cobra.Command {
-	return group("config", "Check and show the configuration",
-		`Check the configuration without starting anything, or show what is in force and where each value comes from.
+	return group("config", "Check and show the configuration, print the defaults",
+		`Check the configuration without starting anything, show what is in force and where each value comes from, or print a file to start from.
 A flag wins over the environment (STOKER_…), that over the file, that over the default.`,
-		a.configCheckCommand(), a.configShowCommand())
+		a.configCheckCommand(), a.configShowCommand(), a.configDefaultCommand())
+}
+
+func (a *app) configDefaultCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "default",
+		Short: "Print a configuration file with every key, its meaning and its default",
+		Long: `Print a configuration file that has every key with its meaning and its default, all as comments: what packages install as
+` + config.DefaultFile + `. Nothing is read.`,
+		Example: "  stoker config default > ./stoker.yaml",
+		Args:    noArguments,
+		RunE: func(*cobra.Command, []string) error {
+			_, err := fmt.Fprint(a.stdout, config.Example())
+			return err
+		},
+	}
 }
 
 func (a *app) configCheckCommand() *cobra.Command {

@@ -62,7 +62,7 @@ STOKER_SAMPLING_FREQUENCY ("stoker config show -o wide" lists them). A flag wins
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			r := reloader{load: s.load, inForce: l.Config, level: level, log: log, to: reload}
+			r := reloader{load: s.load, inForce: l.Config, level: level, log: log, notify: notifier{log}, to: reload}
 			r.run(ctx, hangups)
 		}()
 		defer func() { cancel(); <-done }()
@@ -77,6 +77,7 @@ type reloader struct {
 	inForce config.Config // what the agent works with
 	level   *slog.LevelVar
 	log     *slog.Logger
+	notify  notifier
 	to      chan<- config.Config
 }
 
@@ -87,33 +88,40 @@ func (r *reloader) run(ctx context.Context, hangups <-chan os.Signal) {
 			return
 		case <-hangups:
 		}
-		l, err := r.load()
-		if err != nil {
-			// Every mistake on a line of its own, as `stoker config check` has it.
-			for line := range strings.Lines(err.Error()) {
-				r.log.Error("the configuration is not reloaded", "err", strings.TrimRight(line, "\n"))
-			}
-			continue
+		r.notify.reloading()
+		r.reload(ctx)
+		if ctx.Err() == nil {
+			r.notify.ready()
 		}
-		changes := config.Diff(r.inForce, l.Config)
-		for _, c := range changes {
-			if c.Live {
-				r.log.Info("configuration changes", "key", c.Key, "from", c.Old, "to", c.New)
-			} else {
-				r.log.Warn("this change needs a restart of stoker and is not in force yet", "key", c.Key, "from", c.Old, "to", c.New)
-			}
+	}
+}
+
+func (r *reloader) reload(ctx context.Context) {
+	l, err := r.load()
+	if err != nil {
+		// Every mistake on a line of its own, as `stoker config check` has it.
+		for line := range strings.Lines(err.Error()) {
+			r.log.Error("the configuration is not reloaded", "err", strings.TrimRight(line, "\n"))
 		}
-		if len(changes) == 0 {
-			r.log.Info("the configuration has not changed")
-			continue
+		return
+	}
+	changes := config.Diff(r.inForce, l.Config)
+	for _, c := range changes {
+		if c.Live {
+			r.log.Info("configuration changes", "key", c.Key, "from", c.Old, "to", c.New)
+		} else {
+			r.log.Warn("this change needs a restart of stoker and is not in force yet", "key", c.Key, "from", c.Old, "to", c.New)
 		}
-		r.inForce.TakeLive(l.Config)
-		setLevel(r.level, r.inForce.Log.Level)
-		select {
-		case <-ctx.Done():
-			return
-		case r.to <- r.inForce:
-		}
+	}
+	if len(changes) == 0 {
+		r.log.Info("the configuration has not changed")
+		return
+	}
+	r.inForce.TakeLive(l.Config)
+	setLevel(r.level, r.inForce.Log.Level)
+	select {
+	case <-ctx.Done():
+	case r.to <- r.inForce:
 	}
 }
 

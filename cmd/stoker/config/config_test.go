@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -383,5 +384,40 @@ func TestReferenceIsCurrent(t *testing.T) {
 	}
 	if string(file) != want {
 		t.Errorf("%s does not have the program's keys; run with -update and look at the difference", path)
+	}
+}
+
+// The example names every key, changes nothing as it is, and says what the defaults are where its lines are used.
+func TestExampleIsTheDefaults(t *testing.T) {
+	text := Example()
+	if c, err := Parse("stoker.yaml", []byte(text)); err != nil || Diff(Default(), c) != nil {
+		t.Errorf("as it is: %v, %v", err, Diff(Default(), c))
+	}
+	_, body, ok := strings.Cut(text, "\n\n")
+	if !ok {
+		t.Fatal(text)
+	}
+	var used strings.Builder
+	for line := range strings.Lines(body) {
+		used.WriteString(strings.TrimPrefix(line, "#"))
+	}
+	c, err := Parse("stoker.yaml", []byte(used.String()))
+	if err != nil || Diff(Default(), c) != nil {
+		t.Errorf("used: %v, %v\n%s", err, Diff(Default(), c), &used)
+	}
+	for _, k := range Keys() {
+		last := k.Path[strings.LastIndexByte(k.Path, '.')+1:]
+		if !regexp.MustCompile(`(?m)^[# -]* `+last+`:|^#`+last+`:`).MatchString(text) || !strings.Contains(strings.Join(strings.Fields(strings.ReplaceAll(text, "#", " ")), " "), k.Help) {
+			t.Errorf("%s is not there\n%s", k.Path, text)
+		}
+	}
+	// An entry of a list is written as the example has it.
+	for _, list := range []string{"targets", "pyroscope"} {
+		_, rest, _ := strings.Cut(text, "\n#"+list+": []\n")
+		entry, _, _ := strings.Cut(rest, "\n\n")
+		entry = list + ":\n" + regexp.MustCompile(`(?m)^##`).ReplaceAllString(entry, "")
+		if c, err := Parse("stoker.yaml", []byte(strings.Replace(entry, `url: ""`, "url: http://h", 1))); err != nil || len(c.Targets)+len(c.Pyroscope) != 1 {
+			t.Errorf("%v\n%s", err, entry)
+		}
 	}
 }
