@@ -15,9 +15,10 @@ demo=(containerd runc busybox-static g++)
 vm=(qemu-system-x86 busybox-static kmod debootstrap e2fsprogs xz-utils util-linux)
 # The browser tests drive Chromium; setpriv (util-linux) takes capabilities away in the tests of degradation; ps (procps)
 # shows what a test left behind; tests of Docker start a dockerd of their own, those of Podman run podman with conmon, and crun
-# for what runc cannot; xz packs MiniDebugInfo as distributions do. Unwind rows are proven on programs of musl, which have no
-# call frame information, and on OpenSSL's libcrypto, whose is the oddest. The commands of docs/api.md are typed as they stand there: curl.
-test=("${generate[@]}" "${demo[@]}" "${vm[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils musl-tools libssl3 curl)
+# for what runc cannot; xz packs MiniDebugInfo as distributions do, and dwz supplementary debug files. Unwind rows are proven on
+# programs of musl, which have no call frame information, and on OpenSSL's libcrypto, whose is the oddest. The commands of
+# docs/api.md are typed as they stand there: curl.
+test=("${generate[@]}" "${demo[@]}" "${vm[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 curl)
 # The benchmark compares with perf and bpftrace on the same load.
 bench=("${demo[@]}" linux-perf bpftrace)
 

@@ -10,6 +10,6 @@
 // result is an error, a name that the file itself gave, or no name.
 //
 // Everything exported is safe for concurrent use. The package starts no goroutine, holds no file open and writes nothing.
-// An Object has inlined frames of Go only; [DebugLines] reads those of other languages from DWARF, for a few addresses at a
-// time, because nobody wants to hold that of a whole program.
+// An Object has inlined frames of Go only; a [LineReader] reads those of other languages from DWARF, for a few addresses and for a
+// moment at a time, because nobody wants to hold that of a whole program. A [DebugFinder] finds the files that it is in.
 package symbol

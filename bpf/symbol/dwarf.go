@@ -1,7 +1,6 @@
 package symbol
 
 import (
-	"cmp"
 	"debug/dwarf"
 	"errors"
 	"fmt"
@@ -18,65 +17,86 @@ const maxInlined = 64
 // ErrNoDebugInfo says that a file has no DWARF, or none that we would read.
 var ErrNoDebugInfo = errors.New("no debug information")
 
-// DebugLines reads from the DWARF of f what the compiler inlined at each of the addresses and which lines they are, innermost
-// first, as [Object.Lookup] would say it of a Go program. Names are demangled. An address of which DWARF says nothing is absent
-// from the result. The outermost line is the function itself: where the symbol table calls it differently, the caller decides.
+// LineReader reads the debug information of one file, a little at a time: it remembers between two readings which units have which
+// addresses. The zero value is ready. It is not safe for concurrent use.
+type LineReader struct {
+	key   fileKey
+	index unitIndex
+}
+
+// Bytes is the memory that r occupies.
+func (r *LineReader) Bytes() int64 { return 64 + r.index.bytes() }
+
+// Lines reads from the DWARF of f what the compiler inlined at each of the addresses and which lines they are, innermost first, as
+// [Object.Lookup] would say it of a Go program. Names are demangled. An address of which DWARF says nothing is absent from the
+// result. The outermost line is the function itself: where the symbol table calls it differently, the caller decides.
 //
-// Only the units that hold the addresses are read, in pieces, at most a fixed number of bytes for one call, so that a file of
-// gigabytes costs no more than one of megabytes. What was found before a limit or nonsense ended the reading is returned with the
-// error; errors say the place in the file. f may be closed afterwards. Safe for concurrent use on different files.
+// Only the units that hold the addresses are read, in pieces, and no more in one go than takes a moment: the addresses that it did not
+// get to are returned as rest, to be asked for again, and so a file of gigabytes costs no more at a time than one of megabytes. What
+// was found before a limit or nonsense ended the reading is returned with the error; errors say the place in the file. f may be closed
+// afterwards. If f is another file than the last time, r begins anew.
 //
-// Read: DWARF 2 to 5, compressed sections, units that refer to one another (link-time optimization, dwz). Not read: split
-// files (.dwo) and supplementary ones (.gnu_debugaltlink); of these the lines are told and no inlined functions.
-func DebugLines(f *os.File, addresses []Address) (lines map[Address][]Line, err error) {
-	st, err := f.Stat()
+// Read: DWARF 2 to 5, compressed sections, units that refer to one another (link-time optimization, dwz), supplementary files
+// (.gnu_debugaltlink, .debug_sup) and split files and their packages (.dwo, .dwp), which find looks for. Where these are missing, lines
+// are told and no inlined functions, and the error is [ErrNoCompanion]; or, if they may come, [ErrNotYet].
+func (r *LineReader) Lines(f *os.File, find DebugFinder, addresses []Address) (lines map[Address][]Line, rest []Address, err error) {
+	key, err := keyOf(f)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	if !st.Mode().IsRegular() {
-		return nil, ErrNotRegular
+	if r.key != key {
+		*r = LineReader{key: key}
 	}
 	defer func() {
 		if p := recover(); p != nil { // a container's file must not end the agent, not even through a bug of ours
+			*r, rest = LineReader{}, nil
 			err = fmt.Errorf("bug in the parser of debug information, please report it with the file: %v\n%s", p, debug.Stack())
 		}
 		if err != nil {
 			err = fmt.Errorf("read debug information of %s: %w", f.Name(), err)
 		}
 	}()
-	return debugLines(f, st.Size(), addresses)
+	return debugLines(f, key.size, &r.index, companions{find: find, place: placeOf(f)}, addresses)
 }
 
-func debugLines(r io.ReaderAt, size int64, addresses []Address) (map[Address][]Line, error) {
+func debugLines(r io.ReaderAt, size int64, index *unitIndex, others companions, addresses []Address) (map[Address][]Line, []Address, error) {
 	m, err := newImage(newSource(r, size))
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	if !m.hasDebugInfo() {
-		return nil, ErrNoDebugInfo
+		return nil, nil, ErrNoDebugInfo
 	}
-	d, err := newDebugFile(m, r)
+	budget := newDebugBudget()
+	d, err := newDebugFile(m, r, budget, false)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	q := &debugQuery{d: d, out: map[Address][]Line{}, steps: maxRangeSteps}
+	others.budget = budget
+	defer others.close()
+	d.supplement = func() *debugFile { return others.supplement(m) }
+	q := &debugQuery{d: d, others: &others, out: map[Address][]Line{}, steps: maxRangeSteps}
 	addresses = slices.Clone(addresses)
 	slices.Sort(addresses)
 	q.addresses = slices.Compact(addresses)
-	byUnit, err := q.findUnits()
+
+	budget.begin()
+	byUnit, rest, err := q.findUnits(index)
 	errs := []error{err}
-	for _, off := range slices.Sorted(maps.Keys(byUnit)) {
-		errs = append(errs, q.readUnit(off, byUnit[off]))
-		if errors.Is(errors.Join(errs...), errDebugLimit) {
-			break
+	for i, off := range slices.Sorted(maps.Keys(byUnit)) {
+		if i > 0 && budget.tired() {
+			rest = append(rest, byUnit[off]...)
+			continue
 		}
+		errs = append(errs, q.readUnit(off, byUnit[off]))
 	}
-	return q.out, errors.Join(errs...)
+	return q.out, rest, errors.Join(append(errs, others.missing())...)
 }
 
-// debugQuery is one call of DebugLines.
+// debugQuery is one call of Lines.
 type debugQuery struct {
 	d         *debugFile
+	others    *companions
 	addresses []Address // sorted
 	out       map[Address][]Line
 	steps     int // ranges that may still be read
@@ -87,85 +107,6 @@ func within(sorted []Address, low, high Address) (from, to int) {
 	from, _ = slices.BinarySearch(sorted, low)
 	to, _ = slices.BinarySearch(sorted[from:], high)
 	return from, from + to
-}
-
-// findUnits tells which unit has each address, by unit: from .debug_aranges, and for what is not in there (clang writes none)
-// from the first entry of each unit.
-func (q *debugQuery) findUnits() (map[uint64][]Address, error) {
-	byUnit := map[uint64][]Address{}
-	missing := map[Address]bool{}
-	for _, a := range q.addresses {
-		missing[a] = true
-	}
-	take := func(unit uint64, low, high Address) {
-		from, to := within(q.addresses, low, high)
-		for _, a := range q.addresses[from:to] {
-			if missing[a] {
-				delete(missing, a)
-				byUnit[unit] = append(byUnit[unit], a)
-			}
-		}
-	}
-	// A broken index is no reason to go without: the units themselves tell too.
-	arangesErr := q.aranges(take)
-	if len(missing) == 0 || errors.Is(arangesErr, errDebugLimit) {
-		return byUnit, arangesErr
-	}
-	var bad error
-	err := q.d.eachHead(func(h unitHead) bool {
-		if !h.code {
-			return true
-		}
-		u, err := q.d.openUnit(h)
-		if err == nil {
-			err = u.eachRange(&u.root, &q.steps, func(low, high Address) bool {
-				take(h.off, low, high)
-				return len(missing) > 0
-			})
-		}
-		bad = cmp.Or(bad, err)
-		return len(missing) > 0 && !errors.Is(err, errDebugLimit)
-	})
-	return byUnit, errors.Join(err, bad)
-}
-
-// aranges reads .debug_aranges (DWARF 5 section 6.1.2).
-func (q *debugQuery) aranges(f func(unit uint64, low, high Address)) error {
-	d := q.d
-	for off := uint64(0); off < d.aranges.size; {
-		c := d.cursor(&d.aranges, off, d.aranges.size)
-		c.length()
-		version := c.u16()
-		unit := c.offset()
-		size, segment := uint64(c.u8()), c.u8()
-		if c.err == nil && (version != 2 || size != 4 && size != 8 || segment != 0) {
-			c.fail("a set of an unknown kind")
-		}
-		if c.err != nil {
-			return c.err
-		}
-		// Pairs are aligned to their own size, from the beginning of the set.
-		if rest := (c.pos - off) % (2 * size); rest != 0 {
-			c.skip(2*size - rest)
-		}
-		for c.left() >= 2*size {
-			low, n := Address(c.uint(size)), Address(c.uint(size))
-			if low == 0 && n == 0 {
-				break
-			}
-			if q.steps--; q.steps < 0 {
-				return errDebugLimit
-			}
-			if low+n > low {
-				f(unit, low, low+n)
-			}
-		}
-		if c.err != nil {
-			return c.err
-		}
-		off = c.end
-	}
-	return nil
 }
 
 // covering is a function that covers an address.
@@ -183,12 +124,19 @@ func (q *debugQuery) readUnit(off uint64, addresses []Address) error {
 	if err != nil {
 		return err
 	}
-	u, err := q.d.openUnit(h)
+	u, err := q.d.openUnit(h, nil)
 	if err != nil {
 		return err
 	}
 	slices.Sort(addresses)
-	chains, err := q.functions(u, addresses)
+	code, done := u, func() {}
+	if u.root.dwoName.form != 0 {
+		if split, closer := q.others.split(u); split != nil {
+			code, done = split, closer
+		}
+	}
+	defer done()
+	chains, err := q.functions(code, addresses)
 	// Lines may be good where the entries are not, and the other way round.
 	var places []place
 	t, lineErr := u.lines()

@@ -13,7 +13,8 @@ const (
 	maxUnits      = 1 << 17 // compile units; the largest programs known have 60,000
 	maxAbbrevs    = 1 << 16 // of one table
 	maxAttributes = 1 << 18 // of one table
-	maxTables     = 64      // abbreviation tables that are kept
+	maxTables     = 16      // abbreviation tables that are kept
+	maxOpened     = 64      // units that are kept because others refer to them
 	maxDepth      = 512     // of entries in one another
 	maxRefs       = 8       // from an entry to the one with its name: concrete → abstract → declaration
 	maxRangeSteps = 1 << 20 // address ranges read in one go
@@ -96,23 +97,9 @@ func (d *debugFile) abbrevsAt(off uint64) (abbrevTable, error) {
 	t := abbrevTable{}
 	attributes := 0
 	for c.err == nil {
-		code := c.uleb()
-		if code == 0 {
+		a, code := abbrevFrom(c, &attributes)
+		if a == nil {
 			break
-		}
-		a := &abbrev{tag: dwarf.Tag(c.uleb()), children: c.u8() != 0}
-		for c.err == nil {
-			at := attribute{name: dwarf.Attr(c.uleb()), form: form(c.uleb())}
-			if at.form == formImplicit {
-				at.implicit = c.sleb()
-			}
-			if at.name == 0 && at.form == 0 {
-				break
-			}
-			a.attributes = append(a.attributes, at)
-			if attributes++; attributes > maxAttributes {
-				c.fail("too many attributes")
-			}
 		}
 		if t[code] = a; len(t) > maxAbbrevs {
 			c.fail("too many abbreviations")
@@ -128,6 +115,49 @@ func (d *debugFile) abbrevsAt(off uint64) (abbrevTable, error) {
 	return t, nil
 }
 
+// abbrevAt reads one abbreviation of a table, the first that a unit uses: it is nearly always the first of the table, too.
+func (d *debugFile) abbrevAt(off, code uint64) (abbrevTable, error) {
+	if t, ok := d.abbrevs[off]; ok {
+		return t, nil
+	}
+	c := d.cursor(&d.abbrev, off, d.abbrev.size)
+	c.buf = make([]byte, 0, scanAhead)
+	attributes := 0
+	for c.err == nil {
+		a, n := abbrevFrom(c, &attributes)
+		if n == code && a != nil {
+			return abbrevTable{code: a}, c.err
+		}
+		if a == nil {
+			c.fail("an entry of an unknown kind")
+		}
+	}
+	return nil, c.err
+}
+
+// abbrevFrom reads an abbreviation and its code; nil at the end of the table.
+func abbrevFrom(c *cursor, attributes *int) (*abbrev, uint64) {
+	code := c.uleb()
+	if code == 0 {
+		return nil, 0
+	}
+	a := &abbrev{tag: dwarf.Tag(c.uleb()), children: c.u8() != 0}
+	for c.err == nil {
+		at := attribute{name: dwarf.Attr(c.uleb()), form: form(c.uleb())}
+		if at.form == formImplicit {
+			at.implicit = c.sleb()
+		}
+		if at.name == 0 && at.form == 0 {
+			break
+		}
+		a.attributes = append(a.attributes, at)
+		if *attributes++; *attributes > maxAttributes {
+			c.fail("too many attributes")
+		}
+	}
+	return a, code
+}
+
 // unitHead is the header of a unit in .debug_info (section 7.5.1).
 type unitHead struct {
 	off, end    uint64 // in .debug_info
@@ -136,14 +166,22 @@ type unitHead struct {
 	version     uint16
 	addressSize uint8
 	dwarf64     bool
-	code        bool // a unit that may have code: a compile unit, not one of types
+	code        bool   // a unit that may have code: a compile unit, not one of types
+	dwoID       uint64 // of a skeleton and of its split unit, since version 5
 }
 
 // headAt reads the header at off.
 func (d *debugFile) headAt(off uint64) (unitHead, error) {
 	c := d.cursor(&d.info, off, d.info.size)
+	c.buf = make([]byte, 0, 32) // the longest header has 28
+	return headFrom(c)
+}
+
+// headFrom reads a header; the cursor ends where the unit does from now on.
+func headFrom(c *cursor) (unitHead, error) {
+	h := unitHead{off: c.pos, code: true}
 	c.length()
-	h := unitHead{off: off, end: c.end, version: uint16(c.u16()), dwarf64: c.dwarf64, code: true}
+	h.end, h.version, h.dwarf64 = c.end, uint16(c.u16()), c.dwarf64
 	if c.err == nil && (h.version < 2 || h.version > 5) {
 		c.fail("unknown DWARF version")
 	}
@@ -154,7 +192,7 @@ func (d *debugFile) headAt(off uint64) (unitHead, error) {
 		switch kind {
 		case 1, 3: // DW_UT_compile, DW_UT_partial
 		case 4, 5: // DW_UT_skeleton, DW_UT_split_compile
-			c.skip(8)
+			h.dwoID = c.u64()
 		case 2, 6: // DW_UT_type, DW_UT_split_type
 			c.skip(8)
 			c.offset()
@@ -173,44 +211,61 @@ func (d *debugFile) headAt(off uint64) (unitHead, error) {
 	return h, c.err
 }
 
-// eachHead calls f with the headers of all units, in order, until it returns false.
-func (d *debugFile) eachHead(f func(unitHead) bool) error {
-	for _, h := range d.units {
-		if !f(h) {
-			return nil
-		}
+// nextHead finds the unit behind those that are known and enters it; false at the end.
+func (d *debugFile) nextHead() (ok bool, err error) {
+	if d.scanned >= d.info.size {
+		return false, nil
 	}
-	for d.scanned < d.info.size {
-		h, err := d.headAt(d.scanned)
-		if err != nil {
-			return err
-		}
-		if len(d.units) >= maxUnits {
-			return errDebugLimit
-		}
-		d.units, d.scanned = append(d.units, h), h.end
-		if !f(h) {
-			return nil
-		}
+	c := d.cursor(&d.info, d.scanned, d.info.size)
+	c.buf = make([]byte, 0, 16)
+	c.length()
+	if c.err != nil {
+		return false, c.err
 	}
-	return nil
+	if len(d.heads) >= maxUnits {
+		return false, errDebugLimit
+	}
+	d.spend(1)
+	d.heads, d.scanned = append(d.heads, d.scanned), c.end
+	return true, nil
 }
 
 // headOf returns the unit that the entry at off belongs to.
 func (d *debugFile) headOf(off uint64) (unitHead, bool) {
-	if off >= d.scanned {
-		if d.eachHead(func(h unitHead) bool { return h.end <= off }) != nil {
+	for off >= d.scanned {
+		if ok, err := d.nextHead(); !ok || err != nil || d.work < 0 {
 			return unitHead{}, false
 		}
 	}
-	i, found := slices.BinarySearchFunc(d.units, off, func(h unitHead, off uint64) int { return cmp.Compare(h.off, off) })
+	i, found := slices.BinarySearch(d.heads, off)
 	if !found {
 		i--
 	}
-	if i < 0 || off >= d.units[i].end || off < d.units[i].entries {
+	if i < 0 {
 		return unitHead{}, false
 	}
-	return d.units[i], true
+	h, err := d.headAt(d.heads[i])
+	return h, err == nil && off >= h.entries && off < h.end
+}
+
+// unitOf opens the unit that the entry at off belongs to; nil if there is none that could be read.
+func (d *debugFile) unitOf(off uint64) *unit {
+	h, found := d.headOf(off)
+	if !found {
+		return nil
+	}
+	if u := d.opened[h.off]; u != nil {
+		return u
+	}
+	u, err := d.openUnit(h, nil)
+	if err != nil {
+		return nil
+	}
+	if len(d.opened) >= maxOpened {
+		clear(d.opened)
+	}
+	d.opened[h.off] = u
+	return u
 }
 
 // unit is a unit that is being read.
@@ -225,6 +280,8 @@ type unit struct {
 	lineOff                                uint64
 	hasLine                                bool
 	root                                   die
+	// skeleton is, of a split unit, the unit in the program that knows addresses, ranges and lines; nil otherwise.
+	skeleton *unit
 }
 
 // die is what is of use in an entry.
@@ -242,7 +299,9 @@ type die struct {
 	callLine      uint64
 	dir           value
 	line          value
-	bases         [3]uint64 // str_offsets, addr, rnglists
+	bases         [4]uint64 // str_offsets, addr, rnglists, ranges
+	dwoName       value
+	dwoID         uint64 // before version 5, which has it in the unit's header
 }
 
 // value is an attribute that is not looked up yet.
@@ -252,26 +311,44 @@ type value struct {
 	off  uint64 // of a string in place
 }
 
-// openUnit reads the first entry of a unit.
-func (d *debugFile) openUnit(h unitHead) (*unit, error) {
+// openUnit reads the first entry of a unit; skeleton is nil but for a split one.
+func (d *debugFile) openUnit(h unitHead, skeleton *unit) (*unit, error) {
 	t, err := d.abbrevsAt(h.abbrevOff)
 	if err != nil {
 		return nil, err
 	}
-	u := &unit{d: d, unitHead: h, abbrevs: t}
+	u := &unit{d: d, unitHead: h, abbrevs: t, skeleton: skeleton}
 	c := u.cursor(h.entries)
+	c.buf = make([]byte, 0, scanAhead)
+	return u, u.readRoot(c)
+}
+
+// readRoot reads the first entry of a unit and what it says about the others.
+func (u *unit) readRoot(c *cursor) error {
 	root, ok := u.die(c)
 	if c.err != nil || !ok {
-		return nil, cmp.Or(c.err, error(&FormatError{uint64(d.info.off) + h.entries, d.info.name + ": a unit without entries"}))
+		return cmp.Or(c.err, error(&FormatError{uint64(u.d.info.off) + u.entries, u.d.info.name + ": a unit without entries"}))
 	}
 	u.root = root
 	u.strOffsetsBase, u.addrBase, u.rnglistsBase = root.bases[0], root.bases[1], root.bases[2]
+	if u.dwoID == 0 {
+		u.dwoID = root.dwoID
+	}
+	if u.d.dwo && u.version >= 5 { // a split unit's tables begin behind the headers of their sections (sections 7.26, 7.28)
+		u.strOffsetsBase, u.rnglistsBase = 8, 12
+		if u.dwarf64 {
+			u.strOffsetsBase, u.rnglistsBase = 16, 20
+		}
+	}
+	if u.skeleton != nil {
+		u.low = u.skeleton.low
+	}
 	if a, ok := u.address(root.low); ok {
 		u.low = a
 	}
 	u.dir, u.name = u.text(root.dir), u.text(root.name)
 	u.lineOff, u.hasLine = root.line.v, root.line.form != 0
-	return u, nil
+	return nil
 }
 
 func (u *unit) cursor(off uint64) *cursor {
@@ -301,7 +378,7 @@ func (u *unit) die(c *cursor) (die, bool) {
 		v := u.value(c, at.form, at.implicit)
 		switch at.name {
 		case dwarf.AttrSibling:
-			if off, ok := u.reference(v); ok && off > e.off && off < u.end {
+			if off, ok := u.localReference(v); ok && off > e.off && off < u.end {
 				e.sibling = off
 			}
 		case dwarf.AttrName:
@@ -332,6 +409,12 @@ func (u *unit) die(c *cursor) (die, bool) {
 			e.bases[1] = v.v
 		case dwarf.AttrRnglistsBase:
 			e.bases[2] = v.v
+		case 0x2132: // DW_AT_GNU_ranges_base
+			e.bases[3] = v.v
+		case dwarf.AttrDwoName, 0x2130: // DW_AT_GNU_dwo_name
+			e.dwoName = v
+		case 0x2131: // DW_AT_GNU_dwo_id
+			e.dwoID = v.v
 		}
 	}
 	e.next = c.pos
@@ -395,7 +478,7 @@ func (u *unit) value(c *cursor, f form, implicit int64) value {
 	return v
 }
 
-// text looks a string attribute up; "" if it is absent or in another file.
+// text looks a string attribute up; "" if it is absent or in a file that is not there.
 func (u *unit) text(v value) string {
 	d := u.d
 	switch v.form {
@@ -405,7 +488,11 @@ func (u *unit) text(v value) string {
 		return d.stringAt(&d.str, v.v)
 	case formLineStrp:
 		return d.stringAt(&d.lineStr, v.v)
-	case formStrx, formStrx1, formStrx2, formStrx3, formStrx4:
+	case formStrpSup, formGNUStrpAlt:
+		if sup := d.supplement(); sup != nil {
+			return sup.stringAt(&sup.str, v.v)
+		}
+	case formStrx, formStrx1, formStrx2, formStrx3, formStrx4, formGNUStrIndex:
 		width := uint64(4)
 		if u.dwarf64 {
 			width = 8
@@ -433,8 +520,11 @@ func (u *unit) address(v value) (Address, bool) {
 	return 0, false
 }
 
-// indexed reads an entry of .debug_addr.
+// indexed reads an entry of .debug_addr, which is always in the program itself.
 func (u *unit) indexed(i uint64) (Address, bool) {
+	if u.skeleton != nil {
+		return u.skeleton.indexed(i)
+	}
 	if i > u.d.addr.size {
 		return 0, false
 	}
@@ -444,8 +534,19 @@ func (u *unit) indexed(i uint64) (Address, bool) {
 	return Address(a), c.err == nil
 }
 
-// reference returns the place in .debug_info that an attribute points to; false if it is in another file.
-func (u *unit) reference(v value) (uint64, bool) {
+// reference returns the file in whose .debug_info an attribute points to a place, and the place; false if there is none, or not here.
+func (u *unit) reference(v value) (*debugFile, uint64, bool) {
+	switch v.form {
+	case formRefSup4, formRefSup8, formGNURefAlt:
+		sup := u.d.supplement()
+		return sup, v.v, sup != nil
+	}
+	off, ok := u.localReference(v)
+	return u.d, off, ok
+}
+
+// localReference is reference within the file.
+func (u *unit) localReference(v value) (uint64, bool) {
 	switch v.form {
 	case formRef1, formRef2, formRef4, formRef8, formRefUdata:
 		return u.off + v.v, u.off+v.v >= u.off
@@ -472,7 +573,10 @@ func (u *unit) eachRange(e *die, steps *int, f func(low, high Address) bool) err
 		return nil
 	}
 	if u.version < 5 {
-		return u.rangesAt(e.ranges.v, steps, f)
+		if s := u.skeleton; s != nil {
+			return s.rangesAt(e.ranges.v+s.root.bases[3], u.low, steps, f)
+		}
+		return u.rangesAt(e.ranges.v, u.low, steps, f)
 	}
 	off := e.ranges.v
 	if e.ranges.form == formRnglistx {
@@ -494,9 +598,8 @@ func (u *unit) eachRange(e *die, steps *int, f func(low, high Address) bool) err
 }
 
 // rangesAt reads a list of .debug_ranges (DWARF 4 section 2.17.3).
-func (u *unit) rangesAt(off uint64, steps *int, f func(low, high Address) bool) error {
+func (u *unit) rangesAt(off uint64, base Address, steps *int, f func(low, high Address) bool) error {
 	c := u.d.cursor(&u.d.ranges, off, u.d.ranges.size)
-	base := u.low
 	largest := ^uint64(0) >> (64 - 8*u.addressSize)
 	for c.err == nil {
 		if *steps--; *steps < 0 {
@@ -578,20 +681,14 @@ func (u *unit) nameOf(e *die) (name string, declLine uint64) {
 		if plain == "" {
 			plain = u.text(e.name)
 		}
-		off, ok := u.reference(e.origin)
+		d, off, ok := u.reference(e.origin)
 		if e.origin.form == 0 || !ok {
 			break
 		}
-		if off < u.entries || off >= u.end { // link-time optimization and dwz point into other units
-			h, found := u.d.headOf(off)
-			if !found {
+		if d != u.d || off < u.entries || off >= u.end { // link-time optimization and dwz point into other units
+			if u = d.unitOf(off); u == nil {
 				break
 			}
-			other, err := u.d.openUnit(h)
-			if err != nil {
-				break
-			}
-			u = other
 		}
 		c := u.cursor(off)
 		next, ok := u.die(c)

@@ -23,8 +23,11 @@ const (
 	// maxDebugWork is how many attributes and opcodes of line programs are looked at, about a second of work: an attribute may
 	// take no byte at all.
 	maxDebugWork = 1 << 25
-	// cursorBytes is read ahead at each place where tables are read.
-	cursorBytes = 4 << 10
+	// sliceRead and sliceWork are what one go may take; what it has begun, it ends. The rest is left for the next one, so that
+	// nothing of any size keeps a CPU or an open file for long: on one CPU that is about a tenth of a second.
+	sliceRead, sliceWork = 16 << 20, 1 << 21
+	// cursorBytes is read ahead at each place where tables are read, scanAhead where only the first few bytes matter.
+	cursorBytes, scanAhead = 4 << 10, 256
 )
 
 // errDebugLimit says that a file would take more than the limits above.
@@ -38,17 +41,32 @@ type debugSection struct {
 	size uint64
 }
 
-// debugFile is the debug information of one ELF file while it is read. Not safe for concurrent use.
-type debugFile struct {
+// debugBudget is what one reading may still cost, in all files that take part in it.
+type debugBudget struct {
 	left     int64 // bytes that may still be read
 	unpacked int64 // bytes that may still be unpacked
 	work     int   // attributes and opcodes that may still be looked at
 
+	// What was left when the reading began, after sections were unpacked: see tired.
+	leftAtFirst int64
+	workAtFirst int
+}
+
+// debugFile is the debug information of one ELF file while it is read. Not safe for concurrent use.
+type debugFile struct {
+	*debugBudget
+	dwo bool // a split file: its sections are called .debug_info.dwo and so on
+
 	info, abbrev, line, str, lineStr, ranges, rnglists, addr, strOffsets, aranges debugSection
 
-	units   []unitHead // headers that were seen, by offset
-	scanned uint64     // how far
+	heads   []uint64 // where units begin, in order
+	scanned uint64   // how far they are known
 	abbrevs map[uint64]abbrevTable
+	opened  map[uint64]*unit // that entries of other units refer to
+
+	// supplement finds the supplementary file, which parts of this file's information were moved to; nil if that was tried in vain,
+	// or if the file has none.
+	supplement func() *debugFile
 }
 
 // hasDebugInfo reports whether the file has DWARF that we would read.
@@ -61,9 +79,20 @@ func (m *image) hasDebugInfo() bool {
 	return false
 }
 
-// newDebugFile finds the sections. Compressed ones are unpacked: all other means of finding a place in them would read as much.
-func newDebugFile(m *image, r io.ReaderAt) (*debugFile, error) {
-	d := &debugFile{left: maxDebugRead, unpacked: maxDebugUnpacked, work: maxDebugWork, abbrevs: map[uint64]abbrevTable{}}
+// newDebugBudget is what one reading may cost.
+func newDebugBudget() *debugBudget {
+	return &debugBudget{left: maxDebugRead, unpacked: maxDebugUnpacked, work: maxDebugWork}
+}
+
+// newDebugFile finds the sections, or those of a split file. Compressed ones are unpacked: all other means of finding a place in
+// them would read as much.
+func newDebugFile(m *image, r io.ReaderAt, budget *debugBudget, dwo bool) (*debugFile, error) {
+	d := &debugFile{debugBudget: budget, dwo: dwo, abbrevs: map[uint64]abbrevTable{}, opened: map[uint64]*unit{}}
+	d.supplement = func() *debugFile { return nil }
+	suffix := ""
+	if dwo {
+		suffix = ".dwo"
+	}
 	for _, s := range []struct {
 		name string
 		to   *debugSection
@@ -71,7 +100,7 @@ func newDebugFile(m *image, r io.ReaderAt) (*debugFile, error) {
 		{"info", &d.info}, {"abbrev", &d.abbrev}, {"line", &d.line}, {"str", &d.str}, {"line_str", &d.lineStr}, {"ranges", &d.ranges},
 		{"rnglists", &d.rnglists}, {"addr", &d.addr}, {"str_offsets", &d.strOffsets}, {"aranges", &d.aranges},
 	} {
-		if err := d.open(m, r, s.name, s.to); err != nil {
+		if err := d.open(m, r, s.name+suffix, s.to); err != nil {
 			return nil, err
 		}
 	}
@@ -83,6 +112,11 @@ func (d *debugFile) open(m *image, r io.ReaderAt, name string, to *debugSection)
 	if s == nil {
 		s, gnu = m.section(".zdebug_"+name), true
 	}
+	return d.openSection(m, r, s, gnu, to)
+}
+
+// openSection opens a section, with gnu one that says .zdebug.
+func (d *debugFile) openSection(m *image, r io.ReaderAt, s *section, gnu bool, to *debugSection) error {
 	if !m.inFile(s) {
 		return nil
 	}
@@ -162,8 +196,19 @@ func (d *debugFile) unpack(m *image, s debugSection, gnu bool) ([]byte, error) {
 }
 
 // spend takes n from what may still be looked at.
+func (b *debugBudget) spend(n int) { b.work -= n }
+
+// begin says that the reading begins.
+func (b *debugBudget) begin() { b.leftAtFirst, b.workAtFirst = b.left, b.work }
+
+// tired reports whether so much was done since then that it is time to leave the rest for later.
+func (b *debugBudget) tired() bool {
+	return b.leftAtFirst-b.left > sliceRead || b.workAtFirst-b.work > sliceWork
+}
+
+// spend takes n from what may still be looked at.
 func (c *cursor) spend(n int) {
-	if c.d.work -= n; c.d.work < 0 && c.err == nil {
+	if c.d.spend(n); c.d.work < 0 && c.err == nil {
 		c.err = errDebugLimit
 	}
 }

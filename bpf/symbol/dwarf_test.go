@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"debug/elf"
 	"encoding/binary"
+	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -151,11 +153,23 @@ func debugLinesOf(t *testing.T, file string, addresses []Address) map[Address][]
 		t.Fatal(err)
 	}
 	defer f.Close()
-	lines, err := DebugLines(f, addresses)
+	lines, err := allLines(new(LineReader), f, DebugFinder{Path: file, Root: "/"}, addresses)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return lines
+}
+
+// allLines reads until there is no rest.
+func allLines(r *LineReader, f *os.File, find DebugFinder, addresses []Address) (map[Address][]Line, error) {
+	all := map[Address][]Line{}
+	var errs []error
+	for len(addresses) > 0 {
+		lines, rest, err := r.Lines(f, find, addresses)
+		maps.Copy(all, lines)
+		addresses, errs = rest, append(errs, err)
+	}
+	return all, errors.Join(errs...)
 }
 
 // debugSeed is a small program with debug information.
@@ -183,7 +197,7 @@ func FuzzDebugLines(f *testing.F) {
 		b = bytes.Clone(b)
 		b[int(at1)%len(b)] ^= flip1
 		b[int(at2)%len(b)] ^= flip2
-		lines, _ := debugLines(bytes.NewReader(b), int64(len(b)), []Address{0, 0x1000, 0x1001, 0x1020, 0x1100, 1<<64 - 1})
+		lines, _, _ := debugLines(bytes.NewReader(b), int64(len(b)), &unitIndex{}, companions{}, []Address{0, 0x1000, 0x1001, 0x1020, 0x1100, 1<<64 - 1})
 		for a, l := range lines {
 			if len(l) == 0 || len(l) > maxInlined {
 				t.Fatalf("%#x: %d lines", a, len(l))
@@ -214,7 +228,7 @@ func TestDebugLinesBoundTheWork(t *testing.T) {
 		return append(append(b, 4, 0, 0, 0, 0, 0, 8), entries...)
 	}
 	root := append([]byte{1, 0x11, 1, 0x11, 0x01, 0x12, 0x07, 0x10, 0x17, 0, 0}, 0) // compile unit with low, high, stmt_list
-	rootEntry := append(append([]byte{1}, make([]byte, 8)...), append([]byte{0, 0, 1, 0, 0, 0, 0, 0}, 0, 0, 0, 0)...)
+	rootEntry := append([]byte{1, 0x80, 0, 0, 0, 0, 0, 0, 0}, append([]byte{0, 0, 1, 0, 0, 0, 0, 0}, 0, 0, 0, 0)...)
 	root = root[:len(root)-1]
 
 	// A subprogram whose attributes are 200,000 constants of no bytes, as often as one likes.
@@ -228,7 +242,7 @@ func TestDebugLinesBoundTheWork(t *testing.T) {
 	deep := append(slices.Clone(root), 2, 0x2e, 1, 0, 0, 0)
 	// A function that is an instance of itself.
 	self := append(slices.Clone(root), 2, 0x2e, 0, 0x11, 0x01, 0x12, 0x07, 0x31, 0x13, 0, 0, 0)
-	selfEntry := append(append([]byte{2}, make([]byte, 8)...), 0, 0, 1, 0, 0, 0, 0, 0)
+	selfEntry := append([]byte{2, 0x80, 0, 0, 0, 0, 0, 0, 0}, 0, 0, 1, 0, 0, 0, 0, 0)
 	selfEntry = binary.LittleEndian.AppendUint32(selfEntry, uint32(11+len(rootEntry)))
 
 	for name, c := range map[string]struct {
@@ -242,7 +256,7 @@ func TestDebugLinesBoundTheWork(t *testing.T) {
 		"sizes that lie":          {map[string][]byte{".debug_abbrev": deep, ".zdebug_info": append([]byte("ZLIB\x00\x00\x00\x7f\xff\xff\xff\xff"), 0x78, 0x9c)}, "limits"},
 	} {
 		b := hostile(c.sections)
-		_, err := debugLines(bytes.NewReader(b), int64(len(b)), []Address{0x100})
+		_, _, err := debugLines(bytes.NewReader(b), int64(len(b)), &unitIndex{}, companions{}, []Address{0x100})
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: %v", name, err)
 		}

@@ -101,6 +101,14 @@ func newImage(src *source) (*image, error) {
 	if err := m.readSections(shoff, uint64(shentsize), uint64(shnum), uint64(shstrndx)); err != nil {
 		return nil, err
 	}
+	// A file that nobody executes, like what dwz writes, has no program headers.
+	if s := m.section(".note.gnu.build-id"); m.buildID == "" && m.inFile(s) && s.size <= maxNoteBytes {
+		b, err := m.src.bytes(s.off, s.size, maxNoteBytes, "build id")
+		if err != nil {
+			return nil, err
+		}
+		m.readNotes(b)
+	}
 	return m, nil
 }
 

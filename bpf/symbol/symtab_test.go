@@ -64,7 +64,15 @@ func golden(t *testing.T, name, got string) {
 // run runs a tool and returns what it prints.
 func run(t testing.TB, name string, args ...string) string {
 	t.Helper()
-	out, err := exec.Command(name, args...).Output()
+	return runIn(t, "", name, args...)
+}
+
+// runIn is run in a directory.
+func runIn(t testing.TB, dir, name string, args ...string) string {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	cmd.Dir = dir
+	out, err := cmd.Output()
 	if err != nil {
 		if e, ok := err.(*exec.ExitError); ok {
 			t.Fatalf("%s %s: %v: %s", name, strings.Join(args, " "), err, e.Stderr)

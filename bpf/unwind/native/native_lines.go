@@ -2,7 +2,6 @@ package native
 
 import (
 	"errors"
-	"os"
 	"sync/atomic"
 	"time"
 	"weak"
@@ -25,8 +24,10 @@ const (
 	// linePatience is how long a reader may take before another one is begun beside it: a container's file system may never
 	// answer. maxStuck of them are given up for; then no debug information is read until one comes back.
 	linePatience, maxStuck = 20 * time.Second, 4
-	// noLines is how many windows a file in which nothing was found is left alone.
-	noLines = 60
+	// noLines is how many windows a file in which nothing was found is left alone, notYet one whose debug information is on its way.
+	noLines, notYet = 60, 1
+	// readerBudget bounds what is kept of files between two readings of them, in bytes: which unit has which addresses.
+	readerBudget = 6 << 20
 )
 
 // lineSource is a file as one container has it. Debug information is no part of what two files must have in common to share
@@ -39,27 +40,30 @@ type lineSource struct {
 
 // lineFile says where a file's debug information is to be had.
 type lineFile struct {
-	path  string
-	info  symbol.DebugSource
-	open  opener
-	roots []string // where a separate debug file is looked for
+	info symbol.DebugSource
+	open opener
+	find symbol.DebugFinder // the files that are not the file itself
 }
 
 // wantedLines are the places of one file that wait.
 type wantedLines struct {
 	lineFile
 	places map[locationKey]*profile.Location
-	retry  uint64 // window before which it is left alone
+	retry  uint64             // window before which it is left alone
+	reader *symbol.LineReader // what is known of the file; nil: nothing, or a job has it
+	read   uint64             // window in which it was used last
 }
 
 // lineJob is one file being read. What it found may be read when done is closed.
 type lineJob struct {
 	source lineSource
 	places map[locationKey]*profile.Location
+	reader *symbol.LineReader
 	began  time.Time
 	done   chan struct{}
 
 	lines    map[symbol.Address][]symbol.Line
+	rest     []symbol.Address          // that it did not get to
 	names    map[symbol.Address]string // from the separate file's symbol table
 	separate bool
 	took     time.Duration
@@ -78,7 +82,7 @@ type liner struct {
 	stuck   []*lineJob
 	rest    time.Time // no job begins before
 
-	found, absent, dropped, separate, failed, slow atomic.Uint64
+	found, absent, dropped, separate, failed, slow, slices, incomplete atomic.Uint64
 }
 
 func newLiner(cache *symbol.Cache) *liner {
@@ -175,7 +179,10 @@ func (l *liner) isStuck(src lineSource) bool {
 // begin reads a file on a goroutine of its own.
 func (l *liner) begin(src lineSource) {
 	w := l.wanted[src]
-	j := &lineJob{source: src, began: l.now(), done: make(chan struct{}), places: map[locationKey]*profile.Location{}}
+	j := &lineJob{source: src, began: l.now(), done: make(chan struct{}), places: map[locationKey]*profile.Location{}, reader: w.reader}
+	if w.reader = nil; j.reader == nil {
+		j.reader = new(symbol.LineReader)
+	}
 	addresses := make([]symbol.Address, 0, min(len(w.places), maxWantedFile))
 	for k, at := range w.places {
 		if len(addresses) == maxWantedFile {
@@ -199,17 +206,17 @@ func (l *liner) begin(src lineSource) {
 				return
 			}
 			defer f.Close()
-			j.lines, j.err = symbol.DebugLines(f, addresses)
+			j.lines, j.rest, j.err = j.reader.Lines(f, file.find, addresses)
 			return
 		}
-		f, err := openDebugFile(file)
+		f, find, err := file.find.Separate(file.info)
 		if err != nil {
 			j.err = err
 			return
 		}
 		defer f.Close()
 		j.separate = true
-		j.lines, j.err = symbol.DebugLines(f, addresses)
+		j.lines, j.rest, j.err = j.reader.Lines(f, find, addresses)
 		// Assembly has a symbol and, mostly, no entry in DWARF.
 		if object, err := l.cache.Load(f); err == nil {
 			j.names = map[symbol.Address]string{}
@@ -223,46 +230,75 @@ func (l *liner) begin(src lineSource) {
 	}()
 }
 
-// openDebugFile finds the separate debug file: in the container, then on the host.
-func openDebugFile(file lineFile) (*os.File, error) {
-	for _, root := range file.roots {
-		for _, path := range file.info.Paths(file.path) {
-			f, err := symbol.OpenInRoot(root, path)
-			if err != nil {
-				continue // the usual case: nobody installed it
-			}
-			if file.info.Verify(f) == nil {
-				return f, nil
-			}
-			f.Close()
-		}
-	}
-	return nil, symbol.ErrNoDebugInfo
-}
-
 // finish hands over what a job found.
 func (l *liner) finish(j *lineJob, replace func(locationKey, *profile.Location, []symbol.Line, string)) {
 	l.rest = l.now().Add(lineShare * j.took)
 	if j.separate {
 		l.separate.Add(1)
 	}
+	rest := make(map[symbol.Address]bool, len(j.rest))
+	for _, a := range j.rest {
+		rest[a] = true
+	}
+	w := l.wanted[j.source]
+	later := errors.Is(j.err, symbol.ErrNotYet) // names would be wrong for good if they were taken now
 	for k, old := range j.places {
 		lines, name := j.lines[k.address], j.names[k.address]
-		if len(lines) == 0 && name == "" {
+		switch {
+		case later:
+		case rest[k.address]:
+			if w != nil && w.places[k] == nil && l.waiting < maxWanted {
+				w.places[k] = old
+				l.waiting++
+			}
+		case len(lines) == 0 && name == "":
 			l.absent.Add(1)
-			continue
+		default:
+			l.found.Add(1)
+			replace(k, old, lines, name)
 		}
-		l.found.Add(1)
-		replace(k, old, lines, name)
+	}
+	if w != nil {
+		w.reader, w.read = j.reader, l.window
+		l.limitReaders(w)
+	}
+	if len(rest) > 0 {
+		l.slices.Add(1)
 	}
 	switch {
+	case later:
+		l.leave(j.source, notYet)
 	case errors.Is(j.err, symbol.ErrNoDebugInfo): // counted as absent: most images have none
 		l.leave(j.source, noLines)
 	case mayBeElsewhere(j.err): // the process has ended, another one will come
 		l.leave(j.source, 1)
+	case errors.Is(j.err, symbol.ErrNoCompanion):
+		l.incomplete.Add(1)
 	case j.err != nil:
 		l.failed.Add(1)
-		l.leave(j.source, noLines)
+		if len(rest) == 0 {
+			l.leave(j.source, noLines)
+		}
+	}
+}
+
+// limitReaders forgets what is known of files that were not read for longest, until the rest fits; not of latest.
+func (l *liner) limitReaders(latest *wantedLines) {
+	for {
+		total := int64(0)
+		var oldest *wantedLines
+		for _, w := range l.wanted {
+			if w.reader == nil {
+				continue
+			}
+			if total += w.reader.Bytes(); w != latest && (oldest == nil || w.read < oldest.read) {
+				oldest = w
+			}
+		}
+		if total <= readerBudget || oldest == nil {
+			return
+		}
+		oldest.reader = nil
 	}
 }
 

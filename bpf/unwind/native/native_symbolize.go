@@ -69,6 +69,7 @@ type symbolizer struct {
 	tables      *tables // nil: nothing walks by them
 	loader      *loader
 	liner       *liner
+	fetch       func(buildID string) (*os.File, error) // see symbol.DebugFinder
 	window      uint64
 	attachments map[*process.Process]*attachment
 	// locations are shared by all processes: where a file is loaded does not matter. Those that have lines from DWARF are
@@ -136,6 +137,8 @@ func (s *symbolizer) Counters() map[string]uint64 {
 		"line_reads_separate":   s.liner.separate.Load(),   // readings of a debug file of its own
 		"line_reads_failed":     s.liner.failed.Load(),     // that ended early: nonsense in the file, or larger than the limits
 		"line_reads_slow":       s.liner.slow.Load(),       // that did not end in time
+		"line_reads_continued":  s.liner.slices.Load(),     // that left something for the next: a large file is read a little at a time
+		"line_reads_incomplete": s.liner.incomplete.Load(), // whose split or supplementary file was not there: lines without inlined functions
 		"spaces_failed":         s.spaceErrors.Load(),      // the kernel side could not be told where a process's mappings are
 		"generations_failed":    s.generationErrors.Load(), // or that time has passed
 	}
@@ -344,7 +347,8 @@ func (a *attachment) place(object *symbol.Object, f *file, m *process.Mapping, a
 	n := s.at(k, object, path.Base(m.Path))
 	if src := (lineSource{mine.scope, id}); s.liner.wants(src, mine) {
 		s.liner.want(src, mine, n.location, lineFile{
-			path: m.Path, info: object.DebugSource(), open: a.open(f.mapping), roots: []string{s.env.Reader.RootOf(a.p.ID().PID), "/"},
+			info: object.DebugSource(), open: a.open(f.mapping),
+			find: symbol.DebugFinder{Path: m.Path, Root: s.env.Reader.RootOf(a.p.ID().PID), Host: "/", Fetch: s.fetch},
 		})
 	}
 	return n
