@@ -30,6 +30,10 @@ build: ## bin/stoker and bin/stoker-hook, static (the BPF objects are committed:
 cross: ## the same for amd64 and arm64
 	for arch in amd64 arm64; do for p in stoker stoker-hook; do GOARCH=$$arch $(BUILD) -o bin/$$p-$$arch ./cmd/$$p; done; done
 
+.PHONY: package
+package: ## deb, rpm and tarball for amd64 and arm64 in dist/, the same bytes from the same commit
+	packaging/package.sh dist
+
 .PHONY: generate
 generate: ## compile the BPF C again (clang-19) after a change; commit the result
 	@packaging/setup.sh generate
@@ -103,4 +107,4 @@ install-deps: ## install by apt all that any target needs (root)
 
 .PHONY: clean
 clean: ## remove what these targets built
-	rm -rf bin
+	rm -rf bin dist
