@@ -1,8 +1,12 @@
 package unwind_test
 
 import (
+	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +15,11 @@ import (
 	"time"
 
 	"github.com/google/pprof/profile"
+
+	"github.com/stoker-profiler/stoker/bpf/process"
+	"github.com/stoker-profiler/stoker/bpf/symbol/debuginfod"
+	"github.com/stoker-profiler/stoker/bpf/unwind"
+	"github.com/stoker-profiler/stoker/bpf/unwind/native"
 )
 
 // full returns functions with the base names of their files and lines, innermost first.
@@ -78,6 +87,71 @@ func TestSeparateDebugFile(t *testing.T) {
 		t.Errorf("at first: %s", got)
 	}
 	if got := full(b.better(t)); got != inlinedLines {
+		t.Errorf("got %s", got)
+	}
+}
+
+// A debug file that is nowhere on the node comes from a debuginfod server, into the stack that is held; nothing waits for it.
+func TestDebugFileFromDebuginfod(t *testing.T) {
+	file := build(t, "inlined", "inlined.c", "-g", "-O2", "-Wl,--build-id=0x0123456789abcdef0123456789abcdef01234567")
+	debug := filepath.Join(t.TempDir(), "debug")
+	run(t, "objcopy", "--only-keep-debug", file, debug)
+	run(t, "objcopy", "--strip-all", file)
+	release := make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		<-release
+		if r.URL.Path != "/buildid/0123456789abcdef0123456789abcdef01234567/debuginfo" {
+			http.NotFound(w, r) // the C library and others
+			return
+		}
+		http.ServeFile(w, r, debug)
+	}))
+	defer server.Close()
+	client, err := debuginfod.New(debuginfod.Config{URLs: []string{server.URL}, Dir: t.TempDir(), MaxBytes: 16 << 20, Timeout: time.Minute,
+		Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- client.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}()
+	p := start(t, exec.Command(file))
+	b := newBench(t, func(c *unwind.SymbolizerConfig) {
+		code := native.New()
+		code.FetchDebugFiles(client.Open)
+		c.Unwinders = []unwind.Unwinder{code}
+	})
+	if got := b.resolve(p, p.at["inlined"]); !strings.HasPrefix(got, "inlined!0x") {
+		t.Errorf("at first: %s", got)
+	}
+	key := b.last
+	wait := func(what string, ok func() bool) {
+		t.Helper()
+		for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal(what)
+			}
+			b.WindowBegin()
+			b.WindowEnd(map[process.ID]uint32{p.id: scope})
+		}
+	}
+	wait("nobody asks the server", func() bool { return client.Stats().Waiting > 0 })
+	close(release)
+	now := func() string {
+		locations, ok := b.Locations(key)
+		if !ok {
+			t.Fatal("the stack is gone")
+		}
+		return full(locations[0])
+	}
+	wait("no lines", func() bool { return strings.Contains(now(), "inlined.c") })
+	if got := now(); got != inlinedLines {
 		t.Errorf("got %s", got)
 	}
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/stoker-profiler/stoker/bpf/sampler"
 	"github.com/stoker-profiler/stoker/bpf/symbol"
+	"github.com/stoker-profiler/stoker/bpf/symbol/debuginfod"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
@@ -56,6 +57,7 @@ type agent struct {
 	kernel     *symbol.Kernel  // nil: kernel addresses have no names; kernelErr says why
 	kernelErr  error
 	files      *symbol.Cache
+	debugFiles *debuginfod.Client // nil: nobody is asked for debug files
 	symbolizer *unwind.Symbolizer
 	labeler    atomic.Pointer[labeler.Labeler]
 	pipeline   *pipeline
@@ -85,7 +87,8 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	if a.hierarchy, err = cgroupfs.Detect(); err != nil {
 		return nil, fmt.Errorf("find the cgroup hierarchy: %w", err)
 	}
-	a.unwinders = []unwind.Unwinder{native.New()}
+	code := native.New()
+	a.unwinders = []unwind.Unwinder{code}
 	a.sampler, err = sampler.Open(sampler.Config{
 		FrequencyHz:      cfg.Sampling.Frequency,
 		CgroupController: a.hierarchy.Controller,
@@ -113,6 +116,12 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 		log.Warn("kernel functions will have no names", "err", a.kernelErr)
 	}
 	a.files = symbol.NewCache(fileCacheBytes)
+	if cfg.Symbols.Debuginfod.URLs != nil {
+		if a.debugFiles, err = debuginfod.New(a.debuginfodConfig()); err != nil {
+			return nil, err
+		}
+		code.FetchDebugFiles(a.debugFiles.Open)
+	}
 	a.symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
 		Unwinders:  a.unwinders,
 		Cache:      a.files,
@@ -216,6 +225,9 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 		a.background(serving, &servers, "deliveries to "+u.Name(), func() error {
 			return a.store.Deliver(serving, u, deliverConfig(cfg.Pyroscope[i]))
 		})
+	}
+	if a.debugFiles != nil {
+		a.background(serving, &servers, "fetching debug files", func() error { return a.debugFiles.Run(serving) })
 	}
 	a.background(serving, &servers, "writing to the store", func() error { a.writer.run(serving); return nil })
 	a.background(serving, &servers, "reloading", func() error { a.watchReload(ctx, reload); return nil })
@@ -389,6 +401,7 @@ const localWindow = 2 * time.Second
 func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.Backend, func() error, error) {
 	cfg.Sampling.Window = min(cfg.Sampling.Window, localWindow)
 	cfg.Runtimes.NRI.Enabled = false      // nobody who looks at a node is to be in the way of its starts
+	cfg.Symbols.Debuginfod.URLs = nil     // its cache is the agent's
 	cfg.Runtimes.Hook.Socket = config.Off // it belongs to the agent; a command is gone in a moment
 	a, err := newAgent(cfg, log, buildVersion())
 	if err != nil {

@@ -48,6 +48,11 @@ var (
 	descBuild      = desc("build_info", "Always 1.", "version")
 	descFileCache  = desc("symbol_cache_bytes", "Bytes of symbols held.")
 	descFiles      = desc("symbol_cache_files", "Files whose symbols are held.")
+	descDebuginfod = desc("debuginfod_requests_total", "Debug files that debuginfod servers were asked for, by result.", "result")
+	descFetched    = desc("debuginfod_received_bytes_total", "Bytes that debuginfod servers sent.")
+	descDebugBytes = desc("debuginfod_cache_bytes", "Bytes of debug files kept.")
+	descDebugFiles = desc("debuginfod_cache_files", "Debug files kept.")
+	descDebugWait  = desc("debuginfod_waiting", "Build ids that wait to be asked for.")
 	descSource     = desc("source_cases_total", "What a source of containers had to decide or could not do.", "source", "case")
 	descFrames     = desc("frames_total", "Frames of new stacks, by how they were named.", "named")
 	descUnwinder   = desc("unwinder_total", "What an unwinder counts of its own.", "unwinder", "counter")
@@ -160,6 +165,18 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 		"profile_strings_cut": p.badStrings.Load(),
 	} {
 		counter(descLost, float64(n), cause)
+	}
+	if a.debugFiles != nil {
+		ds := a.debugFiles.Stats()
+		for result, n := range map[string]uint64{
+			"found": ds.Found, "absent": ds.Absent, "refused": ds.Refused, "failed": ds.Failed, "not_saved": ds.Unsaved, "dropped": ds.Dropped,
+		} {
+			counter(descDebuginfod, float64(n), result)
+		}
+		counter(descFetched, float64(ds.Received))
+		gauge(descDebugBytes, float64(ds.Bytes))
+		gauge(descDebugFiles, float64(ds.Files))
+		gauge(descDebugWait, float64(ds.Waiting))
 	}
 	fs := a.files.Stats()
 	gauge(descFileCache, float64(fs.Bytes))

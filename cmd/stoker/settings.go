@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/stoker-profiler/stoker/bpf/symbol/debuginfod"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 )
 
@@ -99,4 +100,12 @@ func (a *app) getenv(name string) string {
 		}
 	}
 	return ""
+}
+
+// debuginfodConfig is what the client of debuginfod servers needs.
+func (a *agent) debuginfodConfig() debuginfod.Config {
+	c := a.cfg.Symbols.Debuginfod
+	return debuginfod.Config{
+		URLs: c.URLs, Dir: c.Cache, MaxBytes: int64(c.MaxSize), Timeout: c.Timeout, Version: a.version, Log: a.log,
+	}
 }

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"runtime"
 	"sync"
 
@@ -30,6 +31,8 @@ import (
 type Unwinder struct {
 	sizes sizes
 
+	fetch func(buildID string) (*os.File, error)
+
 	mu     sync.Mutex // guards what Bind and Symbolizer leave for Run
 	tables *tables    // nil until Bind
 	misses *ebpf.Map
@@ -44,6 +47,10 @@ var (
 
 // New makes an unwinder whose tables have the size for this machine.
 func New() *Unwinder { return &Unwinder{sizes: sizesFor(runtime.NumCPU())} }
+
+// FetchDebugFiles sets who is asked for debug files that are nowhere on the node, as [symbol.DebugFinder].Fetch. Call it before
+// Symbolizer.
+func (u *Unwinder) FetchDebugFiles(fetch func(buildID string) (*os.File, error)) { u.fetch = fetch }
 
 // Name implements [unwind.Unwinder].
 func (*Unwinder) Name() string { return "native" }

@@ -24,8 +24,8 @@ const (
 	// linePatience is how long a reader may take before another one is begun beside it: a container's file system may never
 	// answer. maxStuck of them are given up for; then no debug information is read until one comes back.
 	linePatience, maxStuck = 20 * time.Second, 4
-	// noLines is how many windows a file in which nothing was found is left alone, notYet one whose debug information is on its way.
-	noLines, notYet = 60, 1
+	// noLines is how many windows a file in which nothing was found is left alone.
+	noLines = 60
 	// readerBudget bounds what is kept of files between two readings of them, in bytes: which unit has which addresses.
 	readerBudget = 6 << 20
 )
@@ -50,6 +50,7 @@ type wantedLines struct {
 	lineFile
 	places map[locationKey]*profile.Location
 	retry  uint64             // window before which it is left alone
+	fetch  uint64             // window in which a debug file was on its way: what waits is not tried again in it; 0: none was
 	reader *symbol.LineReader // what is known of the file; nil: nothing, or a job has it
 	read   uint64             // window in which it was used last
 }
@@ -77,7 +78,7 @@ type liner struct {
 	wanted  map[lineSource]*wantedLines
 	waiting int                                 // places
 	asked   *unwind.Recent[locationKey, uint64] // lately, and in which window
-	window  uint64
+	window  uint64                              // counted from 1
 	job     *lineJob
 	stuck   []*lineJob
 	rest    time.Time // no job begins before
@@ -86,7 +87,7 @@ type liner struct {
 }
 
 func newLiner(cache *symbol.Cache) *liner {
-	return &liner{cache: cache, now: time.Now, wanted: map[lineSource]*wantedLines{},
+	return &liner{cache: cache, now: time.Now, window: 1, wanted: map[lineSource]*wantedLines{},
 		asked: unwind.NewRecent[locationKey, uint64](2 * maxWanted)}
 }
 
@@ -157,7 +158,7 @@ func (l *liner) poll(replace func(k locationKey, old *profile.Location, lines []
 	var next lineSource
 	most := 0
 	for src, w := range l.wanted {
-		if n := len(w.places); n > most && !l.isStuck(src) {
+		if n := len(w.places); n > most && (w.fetch == 0 || w.fetch < l.window) && !l.isStuck(src) {
 			next, most = src, n
 		}
 	}
@@ -241,12 +242,11 @@ func (l *liner) finish(j *lineJob, replace func(locationKey, *profile.Location, 
 		rest[a] = true
 	}
 	w := l.wanted[j.source]
-	later := errors.Is(j.err, symbol.ErrNotYet) // names would be wrong for good if they were taken now
+	later := errors.Is(j.err, symbol.ErrNotYet) // what is known now is not all, and nobody would ask again
 	for k, old := range j.places {
 		lines, name := j.lines[k.address], j.names[k.address]
 		switch {
-		case later:
-		case rest[k.address]:
+		case later || rest[k.address]:
 			if w != nil && w.places[k] == nil && l.waiting < maxWanted {
 				w.places[k] = old
 				l.waiting++
@@ -267,7 +267,9 @@ func (l *liner) finish(j *lineJob, replace func(locationKey, *profile.Location, 
 	}
 	switch {
 	case later:
-		l.leave(j.source, notYet)
+		if w != nil {
+			w.fetch = l.window
+		}
 	case errors.Is(j.err, symbol.ErrNoDebugInfo): // counted as absent: most images have none
 		l.leave(j.source, noLines)
 	case mayBeElsewhere(j.err): // the process has ended, another one will come

@@ -54,6 +54,7 @@ func (u *Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
 		tables:      u.tables,
 		loader:      newLoader(),
 		liner:       newLiner(env.Cache),
+		fetch:       u.fetch,
 		attachments: map[*process.Process]*attachment{},
 		locations:   unwind.NewRecent[locationKey, named](locationBudget),
 		jits:        unwind.NewRecent[jitKey, *profile.Location](jitBudget),

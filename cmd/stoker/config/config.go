@@ -30,6 +30,7 @@ type Config struct {
 	Labels          map[string]string `yaml:"labels" live:"true" help:"labels put on every profile"`
 	Store           Store             `yaml:"store"`
 	Pyroscope       []Endpoint        `yaml:"pyroscope" help:"Pyroscope servers to push to, one or a list; none: profiles stay on this node"`
+	Symbols         Symbols           `yaml:"symbols"`
 	Web             Web               `yaml:"web"`
 	Socket          string            `yaml:"socket" help:"unix socket over which ps, top and record reach the agent"`
 	ContainerLabels ContainerLabels   `yaml:"container_labels"`
@@ -98,6 +99,19 @@ type TLS struct {
 	KeyFile            string `yaml:"key_file" help:"PEM file with the client certificate's key"`
 	ServerName         string `yaml:"server_name" help:"name to expect in the server's certificate"`
 	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" help:"accept any certificate"`
+}
+
+// Symbols says where names of functions come from, beside the files of the node itself.
+type Symbols struct {
+	Debuginfod Debuginfod `yaml:"debuginfod"`
+}
+
+// Debuginfod says which servers are asked for debug files that are nowhere on the node.
+type Debuginfod struct {
+	URLs    []string      `yaml:"urls" help:"debuginfod servers, one or a list, that are asked for debug files by build id, so that they learn which builds run here; none: nobody is asked (docs/symbols.md)"`
+	Cache   string        `yaml:"cache" help:"directory that keeps what was fetched"`
+	MaxSize Bytes         `yaml:"max_size" help:"the directory stays below this, what was used longest ago goes first; one file may have half of it"`
+	Timeout time.Duration `yaml:"timeout" help:"how long one download may take"`
 }
 
 // Web is the local UI with /metrics and /healthz.
@@ -170,6 +184,7 @@ func Default() Config {
 	return Config{
 		Sampling: Sampling{Frequency: 97, Window: 10 * time.Second},
 		Store:    Store{Path: "/var/lib/stoker/profiles.db", MaxSize: 256 << 20, MaxAge: 72 * time.Hour, MinFree: 0.05},
+		Symbols:  Symbols{Debuginfod: Debuginfod{Cache: "/var/lib/stoker/debuginfod", MaxSize: 256 << 20, Timeout: 3 * time.Minute}},
 		Web:      Web{Listen: "127.0.0.1:4041"},
 		Socket:   "/run/stoker/stoker.sock",
 		ContainerLabels: ContainerLabels{

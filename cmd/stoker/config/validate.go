@@ -83,6 +83,7 @@ func (c *Config) Validate() error {
 		names[e.Name] = i
 	}
 
+	c.Symbols.Debuginfod.validate(bad)
 	c.Web.validate(bad)
 	absolute(bad, "socket", c.Socket)
 	// The address of a unix socket has 108 bytes, the last of which is 0.
@@ -237,6 +238,28 @@ func (e *Endpoint) validate(bad func(key, format string, args ...any)) {
 			FormatDuration(e.RemoteTimeout))
 	}
 	oneOf(bad, "uncertain", e.Uncertain, Resend, Keep)
+}
+
+func (d *Debuginfod) validate(bad func(key, format string, args ...any)) {
+	for i, s := range d.URLs {
+		key := "symbols.debuginfod.urls"
+		if len(d.URLs) > 1 {
+			key = elementPath(key, i, len(d.URLs))
+		}
+		switch u, err := url.Parse(s); {
+		case err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "":
+			bad(key, "%q is no server; write it like https://debuginfod.example.net", s)
+		case u.User != nil || u.RawQuery != "" || u.Fragment != "":
+			bad(key, "the URL of a debuginfod server has no user, no query and no fragment")
+		}
+	}
+	absolute(bad, "symbols.debuginfod.cache", d.Cache)
+	if d.MaxSize < 1<<20 {
+		bad("symbols.debuginfod.max_size", "%s is too small; 1MiB is the least, and most debug files need more", d.MaxSize)
+	}
+	if d.Timeout < time.Second || d.Timeout > time.Hour {
+		bad("symbols.debuginfod.timeout", "%s is out of range; choose 1s to 1h", FormatDuration(d.Timeout))
+	}
 }
 
 func (w *Web) validate(bad func(key, format string, args ...any)) {
