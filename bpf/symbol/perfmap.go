@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"container/heap"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -26,7 +27,11 @@ type PerfMap struct {
 	starts []uint64
 	sizes  []uint32
 	names  []uint32
+	lines  []uint32 // where the lines of each are, plus 1; 0: none. nil: of none
 	text   *packed
+	// shift is added to the offsets of lines. V8 and LLVM place code behind an ELF header that perf puts before it, so that old versions
+	// of perf, which forgot that header, show the right lines; others do not.
+	shift uint32
 	// Lines that make no sense, that were too many, or that another function took the place of.
 	Bad, Dropped, Replaced int
 }
@@ -35,6 +40,7 @@ type PerfMap struct {
 type code struct {
 	start, end uint64
 	name       uint32
+	lines      uint32 // 0: none
 	order      int
 }
 
@@ -156,6 +162,12 @@ func (m *PerfMap) build(codes []code) {
 	m.starts, m.sizes, m.names = make([]uint64, len(kept)), make([]uint32, len(kept)), make([]uint32, len(kept))
 	for i, c := range kept {
 		m.starts[i], m.sizes[i], m.names[i] = c.start, uint32(c.end-c.start), c.name
+		if c.lines != 0 {
+			if m.lines == nil {
+				m.lines = make([]uint32, len(kept))
+			}
+			m.lines[i] = c.lines
+		}
 	}
 }
 
@@ -172,16 +184,48 @@ func (h *newest) Pop() any {
 	return c
 }
 
-// Lookup returns the name of the function that covers an address.
-func (m *PerfMap) Lookup(address uint64) (string, bool) {
+// Lookup returns the function that covers an address; of a JIT dump with its file and line, where the runtime has written them.
+func (m *PerfMap) Lookup(address uint64) (Line, bool) {
 	i, found := slices.BinarySearch(m.starts, address)
 	if !found {
 		i--
 	}
 	if i < 0 || address-m.starts[i] >= uint64(m.sizes[i]) {
-		return "", false
+		return Line{}, false
 	}
-	return m.text.cstring(m.names[i]), true
+	l := Line{Function: m.text.cstring(m.names[i])}
+	if m.lines != nil && m.lines[i] != 0 {
+		l.File, l.Line = m.place(m.lines[i]-1, uint32(address-m.starts[i])+m.shift)
+	}
+	return l, true
+}
+
+// place returns the file and line of an offset in a function whose lines are at the given place in text: their length, and for each the
+// difference to the offset and line before and the place of the file's name.
+func (m *PerfMap) place(at, offset uint32) (file string, line int) {
+	head := m.text.read(at, binary.MaxVarintLen32)
+	n, k := binary.Uvarint(head)
+	if k <= 0 {
+		return "", 0
+	}
+	b := m.text.read(at+uint32(k), uint32(n))
+	var from, name uint64
+	var now int64
+	known := false
+	for len(b) > 0 {
+		d, k1 := binary.Uvarint(b)
+		l, k2 := binary.Varint(b[max(0, k1):])
+		f, k3 := binary.Uvarint(b[max(0, k1)+max(0, k2):])
+		if from += d; k1 <= 0 || k2 <= 0 || k3 <= 0 || from > uint64(offset) {
+			break
+		}
+		now, name, known = now+l, f, true
+		b = b[k1+k2+k3:]
+	}
+	if !known || now == 0 {
+		return "", 0 // before the first line, or code that the compiler made of several
+	}
+	return m.text.cstring(uint32(name)), int(now)
 }
 
 // Len is how many functions there are.
@@ -189,5 +233,5 @@ func (m *PerfMap) Len() int { return len(m.starts) }
 
 // Bytes is the memory that m occupies.
 func (m *PerfMap) Bytes() int64 {
-	return 96 + 8*int64(cap(m.starts)) + 4*int64(cap(m.sizes)+cap(m.names)) + m.text.bytesHeld()
+	return 96 + 8*int64(cap(m.starts)) + 4*int64(cap(m.sizes)+cap(m.names)+cap(m.lines)) + m.text.bytesHeld()
 }

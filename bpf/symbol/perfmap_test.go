@@ -32,8 +32,8 @@ ffffffffffffff00 200 wraps around
 		0x3ef41910: "RegExp:a b", 0x3ef41a10: "", 0x3ef41a80: "new one inside of it", 0x3ef41a90: "", 0x3ef41aff: "",
 		0x3ef41b00: "", 0x3ef41c00: "", 0x3ef41d0f: "last, at the same place", 0x3ef41e00: "", 0: "", 1<<64 - 1: "",
 	} {
-		if got, _ := m.Lookup(address); got != want {
-			t.Errorf("%#x: %q, want %q", address, got, want)
+		if got, _ := m.Lookup(address); got != (Line{Function: want}) {
+			t.Errorf("%#x: %v, want %q", address, got, want)
 		}
 	}
 	if m.Bad != 7 || m.Replaced != 2 || m.Dropped != 0 || m.Len() != 4 {
@@ -70,8 +70,8 @@ func TestPerfMapReusesMemory(t *testing.T) {
 		t.Fatal(err)
 	}
 	for a := range space {
-		if got, _ := m.Lookup(uint64(a)); got != want[a] {
-			t.Errorf("%#x: %q, want %q", a, got, want[a])
+		if got, _ := m.Lookup(uint64(a)); got.Function != want[a] {
+			t.Errorf("%#x: %v, want %q", a, got, want[a])
 		}
 	}
 }
@@ -121,7 +121,7 @@ func FuzzPerfMap(f *testing.F) {
 				t.Fatalf("functions overlap at %#x", s)
 			}
 			end = s + uint64(m.sizes[i])
-			if name, ok := m.Lookup(s); !ok || name == "" {
+			if l, ok := m.Lookup(s); !ok || l.Function == "" {
 				t.Fatalf("no name at %#x", s)
 			}
 		}

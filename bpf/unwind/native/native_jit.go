@@ -71,39 +71,45 @@ func (a *attachment) jit(m *process.Mapping, address uint64) named {
 	if m.Path != "" {
 		from = m.Path
 	}
-	name, ok := a.perf.lookup(address)
+	line, ok := a.perf.lookup(address)
 	if !ok {
 		a.perf.missed = true
 		// The first time it is worth a moment: programs that are sampled for a few seconds have names from the start.
 		if first := a.perf.state == (perfState{}); a.readPerfMap() && first && a.s.loader.patient(a.p.Scope(), a.perf.read.done) {
 			a.s.collectPerfMaps(a)
-			name, ok = a.perf.lookup(address)
+			line, ok = a.perf.lookup(address)
 		}
 	}
 	if ok {
 		a.s.perf.named.Add(1)
-		return named{a.s.jitLocation(name, from), unwind.NamedSymbol}
+		return named{a.s.jitLocation(line, from), unwind.NamedSymbol}
 	}
-	return named{a.s.jitLocation(jit, from), unwind.NamedJIT}
+	return named{a.s.jitLocation(symbol.Line{Function: jit}, from), unwind.NamedJIT}
 }
 
-// jitLocation is the one location of a function in a mapping; its address means nothing outside of its process.
-func (s *symbolizer) jitLocation(name, from string) *profile.Location {
-	key := jitKey{name, from}
+// jitLocation is the one location of a line of a function in a mapping; its address means nothing outside of its process.
+func (s *symbolizer) jitLocation(line symbol.Line, from string) *profile.Location {
+	key := jitKey{line, from}
 	l, ok := s.jits.Get(key)
 	if !ok {
-		l = s.env.Names.Unaddressed(name, from)
-		s.jits.Put(key, l, 256+int64(len(name)+len(from)))
+		l = s.env.Names.Unaddressed(line.Function, from)
+		if line.File != "" {
+			l.Line[0] = profile.Line{Function: s.env.Names.Function(line.Function, line.File, 0), Line: int64(line.Line)}
+		}
+		s.jits.Put(key, l, 256+int64(len(line.Function)+len(line.File)+len(from)))
 	}
 	return l
 }
 
-type jitKey struct{ name, from string }
+type jitKey struct {
+	line symbol.Line
+	from string
+}
 
 // lookup names an address by what was read.
-func (p *perfMap) lookup(address uint64) (string, bool) {
+func (p *perfMap) lookup(address uint64) (symbol.Line, bool) {
 	if p.codes == nil {
-		return "", false
+		return symbol.Line{}, false
 	}
 	return p.codes.Lookup(address)
 }

@@ -38,7 +38,7 @@ const (
 
 	locationBudget = 6 << 20 // bytes
 	buildBudget    = 1 << 20
-	jitBudget      = 64 << 10
+	jitBudget      = 256 << 10
 	// objectBudget bounds the symbols that are held here beside the cache: those of files in use stay while others come and
 	// go, and those that a process left behind stay for its last stacks.
 	objectBudget = 8 << 20
