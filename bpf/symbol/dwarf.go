@@ -1,6 +1,7 @@
 package symbol
 
 import (
+	"cmp"
 	"debug/dwarf"
 	"errors"
 	"fmt"
@@ -83,7 +84,11 @@ func debugLines(r io.ReaderAt, size int64, index *unitIndex, others companions, 
 	budget.begin()
 	byUnit, rest, err := q.findUnits(index)
 	errs := []error{err}
-	for i, off := range slices.Sorted(maps.Keys(byUnit)) {
+	// The units with most addresses first: what is sampled most has lines soonest.
+	units := slices.SortedFunc(maps.Keys(byUnit), func(a, b uint64) int {
+		return cmp.Or(cmp.Compare(len(byUnit[b]), len(byUnit[a])), cmp.Compare(a, b))
+	})
+	for i, off := range units {
 		if i > 0 && budget.tired() {
 			rest = append(rest, byUnit[off]...)
 			continue

@@ -65,7 +65,7 @@ func runAll(m *testing.M) (code int) {
 	if run.programs, err = workload.New(dir); err != nil {
 		return fail(err)
 	}
-	files, err := run.programs.Files(workload.SharesC, workload.SharesOmit, workload.Calls, workload.SharesPIE, workload.SharesCXX, workload.SharesGo, workload.Idle,
+	files, err := run.programs.Files(workload.SharesC, workload.SharesOmit, workload.Stripped, workload.Calls, workload.SharesPIE, workload.SharesCXX, workload.SharesGo, workload.Idle,
 		workload.Burn, workload.Now, workload.Spawn, workload.Kernel, workload.Attack, workload.Swap)
 	if err != nil {
 		return fail(err)

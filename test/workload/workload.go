@@ -23,6 +23,8 @@ const (
 	SharesCXX  = "shares-cxx"  // the same in C++, with names that need demangling
 	SharesGo   = "shares-go"   // the same in Go, one function inlined
 	SharesOmit = "shares-omit" // SharesC as distributions build: -O2, without frame pointers
+	Stripped   = "stripped"    // SharesC without symbols; Unstripped is the same build with debug information
+	Unstripped = "unstripped"  // of which a debug file can be made
 	Calls      = "calls"       // without frame pointers, with the C library of this machine in the middle of its stacks
 	DeepOmit   = "deep-omit"   // Deep without frame pointers
 	Idle       = "idle"        // sleeps
@@ -41,6 +43,9 @@ const (
 	libBlue    = "libblue.so"
 )
 
+// StrippedBuildID is the build id of Stripped and Unstripped, in hex.
+const StrippedBuildID = "5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e5ca1ab1e"
+
 //go:embed src
 var sources embed.FS
 
@@ -57,6 +62,8 @@ var how = map[string][]string{
 	SharesPIE:  {"gcc", "-static-pie", "-fPIE", "shares.c"},
 	SharesCXX:  {"g++", "-static", "shares.cc"},
 	SharesOmit: append([]string{"gcc", "-static", "shares.c"}, omit...),
+	Stripped:   {"gcc", "-static", "-Wl,--build-id=0x" + StrippedBuildID, "-s", "shares.c"},
+	Unstripped: {"gcc", "-static", "-Wl,--build-id=0x" + StrippedBuildID, "shares.c"},
 	Calls:      append([]string{"gcc", "calls.c"}, omit...),
 	DeepOmit:   append([]string{"gcc", "-static", "deep.c"}, omit...),
 	Idle:       {"gcc", "-static", "idle.c"},

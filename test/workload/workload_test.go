@@ -17,6 +17,7 @@ func TestProgramsHaveTheirFunctions(t *testing.T) {
 		SharesPIE:  {"leaf_sixty", "cycle"},
 		SharesCXX:  {"_ZN3app11leaf_thirtyERKNSt7__cxx1112basic_stringIcSt11char_traitsIcESaIcEEEm"},
 		SharesOmit: {"leaf_sixty", "cycle"},
+		Unstripped: {"leaf_sixty", "cycle"},
 		Calls:      {"compare", "sorts", "copies", "formats"},
 		DeepOmit:   {"level", "work"},
 		SharesGo:   {"main.leafSixty", "main.leafThirty", "main.alpha", "main.beta", "main.worker"},
