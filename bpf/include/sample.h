@@ -30,20 +30,18 @@ static __always_inline bool stack__deliver(struct unwind_state *st)
 	return true;
 }
 
+/* K3, for a key that is mostly not there. */
 static __always_inline bool count__add(void *window_map, struct stack_key *key, u64 weight)
 {
-	struct count *v = bpf_map_lookup_elem(window_map, key);
-	if (!v) {
-		struct count first = { .n = 1, .weight = weight };
-		long err = bpf_map_update_elem(window_map, key, &first, BPF_NOEXIST);
-		if (!err)
-			return true;
-		if (err != -EEXIST)
-			return false;
-		v = bpf_map_lookup_elem(window_map, key); /* another CPU was first */
-		if (!v)
-			return false;
-	}
+	struct count first = { .n = 1, .weight = weight };
+	long err = bpf_map_update_elem(window_map, key, &first, BPF_NOEXIST);
+	if (!err)
+		return true;
+	if (err != -EEXIST)
+		return false;
+	struct count *v = bpf_map_lookup_elem(window_map, key); /* another CPU was first; or the stackless key of a scope is there */
+	if (!v)
+		return false;
 	__sync_fetch_and_add(&v->n, 1);
 	__sync_fetch_and_add(&v->weight, weight);
 	return true;
@@ -61,12 +59,22 @@ static __always_inline int sample__finish(struct unwind_state *st)
 	if (outcome != OUTCOME_COMPLETE && (outcome != OUTCOME_CHAIN_ENDED || st->space))
 		unwind__append(st, 0, FRAME_TRUNCATED, false, outcome, 0);
 	key->hash = st->hash ? st->hash : 1; /* 0 means: not delivered */
+	/* Most stacks have been counted in this window. Whoever did so first has sent the stack or found it sent, and user space
+	 * forgets no stack before it has read the window that was open when it was evicted: nothing else has to be looked at. */
+	void *open = bpf_map_lookup_elem(&window, &zero);
+	struct count *known = open ? bpf_map_lookup_elem(open, key) : 0;
+	if (known) {
+		__sync_fetch_and_add(&known->n, 1);
+		__sync_fetch_and_add(&known->weight, st->weight);
+		counters__outcome(origin, outcome);
+		return 0;
+	}
 	if (!bpf_map_lookup_elem(&seen, key) && !stack__deliver(st)) {
 		key->hash = 0;
 		outcome = OUTCOME_UNDELIVERED;
 	}
-	/* Read once and after K2: a key counted in this map has its record in the ring before the map is closed. */
-	void *open = bpf_map_lookup_elem(&window, &zero);
+	/* Read again, after K2: a key counted in this map has its record in the ring before the map is closed. */
+	open = bpf_map_lookup_elem(&window, &zero);
 	if (!open || !count__add(open, key, st->weight)) {
 		struct rest_key rk = { .scope = key->scope, .origin = origin };
 		struct count *r = bpf_map_lookup_elem(&rest, &rk);

@@ -69,6 +69,7 @@ type bpfSpaceHead struct {
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
 	bpfMapCounters        = "counters"
+	bpfMapMemories        = "memories"
 	bpfMapMisses          = "misses"
 	bpfMapPageIndex       = "page_index"
 	bpfMapRest            = "rest"
@@ -141,6 +142,7 @@ type bpfProgramSpecs struct {
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfMapSpecs struct {
 	Counters    *ebpf.MapSpec `ebpf:"counters"`
+	Memories    *ebpf.MapSpec `ebpf:"memories"`
 	Misses      *ebpf.MapSpec `ebpf:"misses"`
 	PageIndex   *ebpf.MapSpec `ebpf:"page_index"`
 	Rest        *ebpf.MapSpec `ebpf:"rest"`
@@ -189,6 +191,7 @@ func (o *bpfObjects) Close() error {
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfMaps struct {
 	Counters    *ebpf.Map `ebpf:"counters"`
+	Memories    *ebpf.Map `ebpf:"memories"`
 	Misses      *ebpf.Map `ebpf:"misses"`
 	PageIndex   *ebpf.Map `ebpf:"page_index"`
 	Rest        *ebpf.Map `ebpf:"rest"`
@@ -206,6 +209,7 @@ type bpfMaps struct {
 func (m *bpfMaps) Close() error {
 	return _BpfClose(
 		m.Counters,
+		m.Memories,
 		m.Misses,
 		m.PageIndex,
 		m.Rest,

@@ -139,6 +139,37 @@ struct {
 	__uint(max_entries, 4096); /* Go */
 } misses SEC(".maps");
 
+/* Addresses whose rules each CPU remembers. The walk of a warm program finds most of its frames here, at a cache line each;
+ * what it takes to find one by binary searches is ten. */
+#define KNOWN_RULES 1024
+/* Bytes of the stack that are copied at a time: a copy costs as much as reading one word, and holds the next few frames. */
+#define STACK_WORDS 32
+/* Where the copy of no stack is: further from any user address than a copy is long. */
+#define NO_STACK (1ULL << 63)
+
+/* What is true of an address until the generation ends: a space never changes but from what is not known to what is, and what is
+ * not known is not kept. Once a generation everything is looked up again, so that pages.used says what is used. */
+struct known_rule {
+	u64 address;
+	u64 tag; /* the space's serial above, the generation below; 0: none */
+	u64 rule;
+};
+
+/* What this program keeps on each CPU. Programs of one type do not nest there. */
+struct memory {
+	u64 stack_at; /* address of stack[0]; what is copied is good for one run of the program */
+	u64 stack[STACK_WORDS];
+	struct known_rule known[KNOWN_RULES];
+};
+_Static_assert(sizeof(struct memory) <= 32 << 10, "the kernel has no larger values per CPU (PCPU_MIN_UNIT_SIZE)");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, u32);
+	__type(value, struct memory);
+} memories SEC(".maps");
+
 /* Raised by user space from time to time: what was used last tells what to evict. */
 volatile u32 generation = 1;
 
@@ -336,10 +367,21 @@ static __always_inline u64 rule__find(struct unwind_state *st, struct mapping *m
 	return t->rules[(row >> 16) % MAX_RULES];
 }
 
-struct saved {
-	u64 fp;
-	u64 ra;
-};
+/* Reads a word of the stack, from the copy if it is there; false if it cannot be read. */
+static __always_inline bool stack__word(struct memory *mem, u64 address, u64 *out)
+{
+	u64 at = address - mem->stack_at;
+	if (at > sizeof(mem->stack) - sizeof(*out) || (at & 7)) {
+		if (bpf_probe_read_user(mem->stack, sizeof(mem->stack), (void *)address)) { /* near the end of what can be read */
+			mem->stack_at = NO_STACK;
+			return !bpf_probe_read_user(out, sizeof(*out), (void *)address);
+		}
+		mem->stack_at = address;
+		at = 0;
+	}
+	*out = mem->stack[(u32)at / sizeof(u64) % STACK_WORDS];
+	return true;
+}
 
 /* How a step ended. */
 #define STEPPED OUTCOME_COUNT
@@ -368,20 +410,20 @@ static __always_inline u32 walk__caller(struct unwind_state *st, u64 ra, u64 sp,
 
 /* A step by frame pointer. Where a table says so it is Go's code, which changes stacks on the way (runtime.systemstack), so
  * there a caller's frame may lie anywhere; elsewhere the stack grows down. */
-static __always_inline u32 walk__fp(struct unwind_state *st, u64 rule, bool guarded, u64 code_mask)
+static __always_inline u32 walk__fp(struct unwind_state *st, struct memory *mem, u64 rule, bool guarded, u64 code_mask)
 {
-	struct saved f;
+	u64 fp, ra;
 	if (st->fp == 0) /* the ABI's mark for the outermost frame, where frame pointers are kept */
 		return rule__kind(rule) == RULE_FP ? OUTCOME_COMPLETE : walk__lost(st);
 	if ((st->fp & 7) || (st->fp < st->sp && !(rule == RULE_FP && guarded)))
 		return walk__lost(st);
-	if (bpf_probe_read_user(&f, sizeof(f), (void *)st->fp))
+	if (!stack__word(mem, st->fp, &fp) || !stack__word(mem, st->fp + sizeof(fp), &ra))
 		return OUTCOME_FAULT;
-	if (f.ra == 0 && rule__kind(rule) != RULE_FP)
+	if (ra == 0 && rule__kind(rule) != RULE_FP)
 		return walk__lost(st);
 	st->guessed = guarded;
 	st->bx_at = BX_UNKNOWN;
-	return walk__caller(st, f.ra, st->fp + sizeof(f), f.fp, code_mask);
+	return walk__caller(st, ra, st->fp + sizeof(fp) + sizeof(ra), fp, code_mask);
 }
 
 /* Out of a signal handler: the interrupted registers are on the stack. */
@@ -417,7 +459,7 @@ static __always_inline u32 walk__signal(struct unwind_state *st)
 }
 
 /* A step by a rule of kind NORMAL, DEREF, INDEXED or PLT. */
-static __always_inline u32 walk__rule(struct unwind_state *st, u64 rule, u64 code_mask)
+static __always_inline u32 walk__rule(struct unwind_state *st, struct memory *mem, u64 rule, u64 code_mask)
 {
 	u32 kind = rule__kind(rule), ra_place = rule__ra(rule), fp_place = rule__fp(rule);
 	s64 last = rule__last(rule) * 8, fp_at = rule__low(rule) * 8;
@@ -444,40 +486,64 @@ static __always_inline u32 walk__rule(struct unwind_state *st, u64 rule, u64 cod
 		return walk__lost(st);
 	if (fp_place == LOST)
 		fp = NO_FP;
-	s64 ra_at = ra_place == ABOVE ? -8 : last;
-	if (ra_place != UNCHANGED && fp_place == AT_CFA && ra_at == fp_at + 8) { /* push rbp, or stp x29, x30 */
-		struct saved f;
-		if (bpf_probe_read_user(&f, sizeof(f), (void *)cfa + fp_at))
+	/* The frame pointer first: it lies below, so the copy of the stack holds the return address too. */
+	if (fp_place == AT_CFA || fp_place == AT_FP) {
+		if (!stack__word(mem, (fp_place == AT_CFA ? cfa : st->fp) + fp_at, &fp))
 			return OUTCOME_FAULT;
-		ra = f.ra;
-		fp = f.fp;
-	} else {
-		if (ra_place == UNCHANGED) {
-			if (!register__value(st, rule__last(rule), &ra))
-				return walk__lost(st);
-		} else if (bpf_probe_read_user(&ra, sizeof(ra), (void *)cfa + ra_at)) {
-			return OUTCOME_FAULT;
-		}
-		if (fp_place == AT_CFA || fp_place == AT_FP) {
-			u64 from = (fp_place == AT_CFA ? cfa : st->fp) + fp_at;
-			if (bpf_probe_read_user(&fp, sizeof(fp), (void *)from))
-				return OUTCOME_FAULT;
-		}
+	}
+	if (ra_place == UNCHANGED) {
+		if (!register__value(st, rule__last(rule), &ra))
+			return walk__lost(st);
+	} else if (!stack__word(mem, cfa + (ra_place == ABOVE ? -8 : last), &ra)) {
+		return OUTCOME_FAULT;
 	}
 	st->guessed = 0;
 	return walk__caller(st, ra, cfa, fp, code_mask);
+}
+
+/* The rule for the address at which the walk stands; false if it stands where no code is, and so has been lost before. */
+static __always_inline bool walk__find(struct unwind_state *st, struct memory *mem, struct space_bank *space, u32 first, u32 count,
+				       u64 tag, u64 *rule)
+{
+	u64 at = st->pc - st->return_address;
+	struct known_rule *known = &mem->known[hash__mix(0, at) % KNOWN_RULES];
+	if (known->address == at && known->tag == tag) {
+		*rule = known->rule;
+		return true;
+	}
+	struct mapping *m = space__find(space, first, count, at);
+	if (!m) {
+		*rule = RULE_INVALID;
+		if (st->guessed)
+			return false;
+		counters__event(st->record.head.key.origin, EVENT_UNMAPPED);
+		return true;
+	}
+	*rule = rule__find(st, m, at);
+	if (*rule != RULE_MISSING) {
+		known->address = at;
+		known->tag = tag;
+		known->rule = *rule;
+	}
+	return true;
 }
 
 SEC("perf_event")
 int unwind(struct bpf_perf_event_data *ctx)
 {
 	struct unwind_state *st = unwind__state();
+	u32 zero = 0;
+	struct memory *mem = bpf_map_lookup_elem(&memories, &zero);
 	if (!st)
 		return 0;
+	if (!mem) /* cannot be: an array of one */
+		return unwind__done(st, OUTCOME_NO_UNWINDER);
+	mem->stack_at = NO_STACK;
 	u64 code_mask = code_address_mask();
 	u32 origin = st->record.head.key.origin;
 	u32 first = 0, count = 0;
 	struct space_bank *space = space__of(st, &first, &count);
+	u64 tag = (st->space & 0xffffffff00000000) | generation;
 	if (!space) {
 		if (!st->user_frames)
 			counters__event(origin, EVENT_NO_SPACE);
@@ -485,18 +551,8 @@ int unwind(struct bpf_perf_event_data *ctx)
 	}
 	for (int i = 0; i < FRAMES_PER_CALL; i++) {
 		u64 rule = RULE_FP;
-		if (space) {
-			u64 at = st->pc - st->return_address;
-			struct mapping *m = space__find(space, first, count, at);
-			if (m) {
-				rule = rule__find(st, m, at);
-			} else if (st->guessed) {
-				return unwind__done(st, walk__lost(st));
-			} else {
-				counters__event(origin, EVENT_UNMAPPED);
-				rule = RULE_INVALID;
-			}
-		}
+		if (space && !walk__find(st, mem, space, first, count, tag, &rule))
+			return unwind__done(st, walk__lost(st));
 		if (!unwind__push(st, slot, KIND_NATIVE, st->pc, 0))
 			return unwind__done(st, OUTCOME_TOO_DEEP);
 		u32 ended;
@@ -506,7 +562,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 		} else if (kind == RULE_SIGNAL) {
 			ended = walk__signal(st);
 		} else if (kind != RULE_INVALID && kind != RULE_FP) {
-			ended = walk__rule(st, rule, code_mask);
+			ended = walk__rule(st, mem, rule, code_mask);
 		} else {
 			if (rule == RULE_MISSING) {
 				counters__event(origin, EVENT_ROWS_MISSING);
@@ -514,7 +570,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 			} else if (kind == RULE_INVALID) {
 				counters__event(origin, EVENT_NO_RULE);
 			}
-			ended = walk__fp(st, rule, space != 0, code_mask);
+			ended = walk__fp(st, mem, rule, space != 0, code_mask);
 		}
 		if (ended != STEPPED)
 			return unwind__done(st, ended);
