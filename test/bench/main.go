@@ -43,16 +43,17 @@ func main() {
 	seconds := flag.Int("seconds", 10, "how long each measurement takes")
 	frequencies := flag.String("frequencies", "97,997", "Hz, comma separated: at the low rate caches are cold; none: do not measure sampling")
 	starts := flag.Int("starts", 100, "starts of containers to measure each way; 0: none")
+	quick := flag.Bool("quick", false, "of sampling, only what one run of a BPF program takes: no perf, no bpftrace, -seconds as short as given")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *agent, *hook, time.Duration(*seconds)*time.Second, *frequencies, *starts); err != nil {
+	if err := run(ctx, *agent, *hook, time.Duration(*seconds)*time.Second, *frequencies, *starts, *quick); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, agent, hook string, length time.Duration, frequencies string, starts int) (err error) {
+func run(ctx context.Context, agent, hook string, length time.Duration, frequencies string, starts int, quick bool) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it loads BPF programs and runs containers, so it needs root: sudo -E make bench")
 	}
@@ -67,7 +68,7 @@ func run(ctx context.Context, agent, hook string, length time.Duration, frequenc
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{agent: agent, hook: hook, dir: dir, length: length}
+	b := &bench{agent: agent, hook: hook, dir: dir, length: length, quick: quick}
 	if frequencies != "none" {
 		if err := b.sampling(ctx, frequencies); err != nil {
 			return err
@@ -130,6 +131,7 @@ type bench struct {
 	agent, hook, dir, deep string
 	daemon                 *containerdtest.Daemon
 	length                 time.Duration
+	quick                  bool
 	n                      int // makes container ids unique
 }
 
@@ -168,6 +170,10 @@ func (b *bench) measure(ctx context.Context, hz int) error {
 	say("%d Hz: an empty program, bpf_get_stack", hz)
 	if err := b.baselines(ctx, &r); err != nil {
 		return err
+	}
+	if b.quick {
+		r.printRuns()
+		return nil
 	}
 	say("%d Hz: perf record -g", hz)
 	if err := b.runPerf(ctx, &r); err != nil {
@@ -390,7 +396,11 @@ func (b *bench) watch(ctx context.Context, p *ebpf.Program) (runs, time.Duration
 	if err != nil {
 		return runs{}, 0, err
 	}
-	if err := sleep(ctx, max(b.length, 20*time.Second)); err != nil {
+	length := b.length
+	if !b.quick {
+		length = max(length, 20*time.Second)
+	}
+	if err := sleep(ctx, length); err != nil {
 		return runs{}, 0, err
 	}
 	after, err := runsOf(p)
@@ -555,10 +565,13 @@ func busiest(before map[ebpf.ProgramID]string) (*ebpf.Program, error) {
 	return found, nil
 }
 
-func (r *result) print() {
+// us says how long a run of a program took.
+func us(x runs) string { return fmt.Sprintf("%.2f µs × %d", x.each()/1e3, x.n) }
+
+// printRuns prints what one run of each BPF program takes.
+func (r *result) printRuns() {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	row := func(what, value, beside string) { fmt.Fprintf(w, "%s\t%s\t%s\n", what, value, beside) }
-	us := func(x runs) string { return fmt.Sprintf("%.2f µs × %d", x.each()/1e3, x.n) }
 	ratio := func(a, b runs, of string, bar float64) string {
 		q := a.each() / b.each()
 		word := "within"
@@ -567,11 +580,7 @@ func (r *result) print() {
 		}
 		return fmt.Sprintf("%.2f × %s, %s the bar of %.1f", q, of, word, bar)
 	}
-	mib := func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
-	perThousand := func(cpu time.Duration, samples int64) string {
-		return fmt.Sprintf("%.2f ms CPU per 1000 samples", cpu.Seconds()*1e6/float64(max(1, samples)))
-	}
-	fmt.Printf("== %d Hz\n", r.hz)
+	fmt.Fprintf(w, "== %d Hz\n", r.hz)
 	row("a program that returns 0", us(r.empty), "")
 	row("bpf_get_stack of the user stack alone", us(r.stack), "")
 	row("stoker, out of scope", us(r.outside), ratio(r.outside, r.empty, "return 0", 3))
@@ -581,6 +590,17 @@ func (r *result) print() {
 		bar = 14
 	}
 	row("stoker, in scope, 15 frames without frame pointers", us(r.omit), fmt.Sprintf("bar %.0f µs at this rate", bar))
+	w.Flush()
+}
+
+func (r *result) print() {
+	r.printRuns()
+	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
+	row := func(what, value, beside string) { fmt.Fprintf(w, "%s\t%s\t%s\n", what, value, beside) }
+	mib := func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+	perThousand := func(cpu time.Duration, samples int64) string {
+		return fmt.Sprintf("%.2f ms CPU per 1000 samples", cpu.Seconds()*1e6/float64(max(1, samples)))
+	}
 	if r.bpftrace.program.n > 0 {
 		row("bpftrace's program", us(r.bpftrace.program), fmt.Sprintf("%.2f × stoker in scope", r.bpftrace.program.each()/r.inside.each()))
 	}
