@@ -35,7 +35,7 @@ func (r *LineReader) Bytes() int64 { return 64 + r.index.bytes() }
 // Only the units that hold the addresses are read, in pieces, and no more in one go than takes a moment: the addresses that it did not
 // get to are returned as rest, to be asked for again, and so a file of gigabytes costs no more at a time than one of megabytes. What
 // was found before a limit or nonsense ended the reading is returned with the error; errors say the place in the file. f may be closed
-// afterwards. If f is another file than the last time, r begins anew.
+// afterwards. Units are read in the order in which the addresses name them first. If f is another file than the last time, r begins anew.
 //
 // Read: DWARF 2 to 5, compressed sections, units that refer to one another (link-time optimization, dwz), supplementary files
 // (.gnu_debugaltlink, .debug_sup) and split files and their packages (.dwo, .dwp), which find looks for. Where these are missing, lines
@@ -77,17 +77,25 @@ func debugLines(r io.ReaderAt, size int64, index *unitIndex, others companions, 
 	defer others.close()
 	d.supplement = func() *debugFile { return others.supplement(m) }
 	q := &debugQuery{d: d, others: &others, out: map[Address][]Line{}, steps: maxRangeSteps}
-	addresses = slices.Clone(addresses)
-	slices.Sort(addresses)
-	q.addresses = slices.Compact(addresses)
+	rank := make(map[Address]int, len(addresses))
+	for i, a := range addresses {
+		if _, twice := rank[a]; !twice {
+			rank[a] = i
+		}
+	}
+	q.addresses = slices.Sorted(maps.Keys(rank))
 
 	budget.begin()
 	byUnit, rest, err := q.findUnits(index)
 	errs := []error{err}
-	// The units with most addresses first: what is sampled most has lines soonest.
-	units := slices.SortedFunc(maps.Keys(byUnit), func(a, b uint64) int {
-		return cmp.Or(cmp.Compare(len(byUnit[b]), len(byUnit[a])), cmp.Compare(a, b))
-	})
+	urgency := func(unit uint64) int {
+		least := len(rank)
+		for _, a := range byUnit[unit] {
+			least = min(least, rank[a])
+		}
+		return least
+	}
+	units := slices.SortedFunc(maps.Keys(byUnit), func(a, b uint64) int { return cmp.Compare(urgency(a), urgency(b)) })
 	for i, off := range units {
 		if i > 0 && budget.tired() {
 			rest = append(rest, byUnit[off]...)

@@ -1,7 +1,10 @@
 package native
 
 import (
+	"cmp"
 	"errors"
+	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 	"weak"
@@ -19,7 +22,8 @@ import (
 const (
 	// maxWanted bounds the places that wait to be looked up, maxWantedFile those of one file that are looked up at once.
 	maxWanted, maxWantedFile = 8192, 512
-	// lineShare is the part of one CPU that debug information may take: a reader rests this many times as long as it has read.
+	// lineShare is the part of one CPU that debug information may take: a reader rests this many times as long as it was on a CPU, and at
+	// least as long as it took.
 	lineShare = 50
 	// linePatience is how long a reader may take before another one is begun beside it: a container's file system may never
 	// answer. maxStuck of them are given up for; then no debug information is read until one comes back.
@@ -45,10 +49,16 @@ type lineFile struct {
 	find symbol.DebugFinder // the files that are not the file itself
 }
 
+// wantedPlace is a place that waits.
+type wantedPlace struct {
+	location *profile.Location
+	stacks   int // that it was in since it waits: a measure of how much it is wanted
+}
+
 // wantedLines are the places of one file that wait.
 type wantedLines struct {
 	lineFile
-	places map[locationKey]*profile.Location
+	places map[locationKey]*wantedPlace
 	retry  uint64             // window before which it is left alone
 	fetch  uint64             // window in which a debug file was on its way: what waits is not tried again in it; 0: none was
 	reader *symbol.LineReader // what is known of the file; nil: nothing, or a job has it
@@ -58,7 +68,7 @@ type wantedLines struct {
 // lineJob is one file being read. What it found may be read when done is closed.
 type lineJob struct {
 	source lineSource
-	places map[locationKey]*profile.Location
+	places map[locationKey]*wantedPlace
 	reader *symbol.LineReader
 	began  time.Time
 	done   chan struct{}
@@ -67,7 +77,8 @@ type lineJob struct {
 	rest     []symbol.Address          // that it did not get to
 	names    map[symbol.Address]string // from the separate file's symbol table
 	separate bool
-	took     time.Duration
+	took     time.Duration // from begin to end
+	cpu      time.Duration // of that, on a CPU
 	err      error
 }
 
@@ -100,6 +111,9 @@ func (l *liner) wants(src lineSource, k locationKey) bool {
 	if since > l.window {
 		return false
 	}
+	if w := l.wanted[src]; w != nil && w.places[k] != nil {
+		w.places[k].stacks++
+	}
 	// What was asked before the file was left alone had no answer.
 	at, asked := l.asked.Get(k)
 	return !asked || at < since
@@ -110,7 +124,7 @@ func (l *liner) wants(src lineSource, k locationKey) bool {
 func (l *liner) want(src lineSource, k locationKey, at *profile.Location, f lineFile) {
 	w := l.wanted[src]
 	if w == nil && len(l.wanted) < maxFiles {
-		w = &wantedLines{places: map[locationKey]*profile.Location{}}
+		w = &wantedLines{places: map[locationKey]*wantedPlace{}}
 		l.wanted[src] = w
 	}
 	if w == nil || l.waiting >= maxWanted {
@@ -119,10 +133,11 @@ func (l *liner) want(src lineSource, k locationKey, at *profile.Location, f line
 	}
 	l.asked.Put(k, l.window, 1)
 	w.lineFile = f
-	if _, known := w.places[k]; !known {
+	if w.places[k] == nil {
+		w.places[k] = &wantedPlace{stacks: 1}
 		l.waiting++
 	}
-	w.places[k] = at
+	w.places[k].location = at
 }
 
 // poll collects what has been found and begins to read the next file, if that is due. replace is called for each place that is
@@ -180,16 +195,22 @@ func (l *liner) isStuck(src lineSource) bool {
 // begin reads a file on a goroutine of its own.
 func (l *liner) begin(src lineSource) {
 	w := l.wanted[src]
-	j := &lineJob{source: src, began: l.now(), done: make(chan struct{}), places: map[locationKey]*profile.Location{}, reader: w.reader}
+	j := &lineJob{source: src, began: l.now(), done: make(chan struct{}), places: map[locationKey]*wantedPlace{}, reader: w.reader}
 	if w.reader = nil; j.reader == nil {
 		j.reader = new(symbol.LineReader)
 	}
-	addresses := make([]symbol.Address, 0, min(len(w.places), maxWantedFile))
-	for k, at := range w.places {
-		if len(addresses) == maxWantedFile {
-			break
-		}
-		j.places[k] = at
+	// Those first that most stacks have.
+	keys := make([]locationKey, 0, len(w.places))
+	for k := range w.places {
+		keys = append(keys, k)
+	}
+	slices.SortFunc(keys, func(a, b locationKey) int {
+		return cmp.Or(cmp.Compare(w.places[b].stacks, w.places[a].stacks), cmp.Compare(a.address, b.address))
+	})
+	keys = keys[:min(len(keys), maxWantedFile)]
+	addresses := make([]symbol.Address, 0, len(keys))
+	for _, k := range keys {
+		j.places[k] = w.places[k]
 		addresses = append(addresses, k.address)
 		delete(w.places, k)
 	}
@@ -198,8 +219,10 @@ func (l *liner) begin(src lineSource) {
 	file := w.lineFile
 	go func() {
 		defer close(j.done)
-		began := time.Now()
-		defer func() { j.took = time.Since(began) }()
+		runtime.LockOSThread() // whose CPU time is ours then
+		defer runtime.UnlockOSThread()
+		began, cpu := time.Now(), threadTime()
+		defer func() { j.took, j.cpu = time.Since(began), threadTime()-cpu }()
 		if file.info.Inside {
 			f, _, err := file.open()
 			if err != nil {
@@ -233,7 +256,7 @@ func (l *liner) begin(src lineSource) {
 
 // finish hands over what a job found.
 func (l *liner) finish(j *lineJob, replace func(locationKey, *profile.Location, []symbol.Line, string)) {
-	l.rest = l.now().Add(lineShare * j.took)
+	l.rest = l.now().Add(max(j.took, lineShare*j.cpu))
 	if j.separate {
 		l.separate.Add(1)
 	}
@@ -255,7 +278,7 @@ func (l *liner) finish(j *lineJob, replace func(locationKey, *profile.Location, 
 			l.absent.Add(1)
 		default:
 			l.found.Add(1)
-			replace(k, old, lines, name)
+			replace(k, old.location, lines, name)
 		}
 	}
 	if w != nil {

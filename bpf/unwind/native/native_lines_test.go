@@ -139,3 +139,25 @@ func TestLinesOfForgottenFilesAreForgotten(t *testing.T) {
 		t.Errorf("%d places wait", b.waiting)
 	}
 }
+
+// What most stacks have is looked up first.
+func TestLinesThatAreWantedMostComeFirst(t *testing.T) {
+	b := newLineBench(t)
+	src, k := b.source(1)
+	b.rest = b.clock.Add(time.Hour) // nothing is read meanwhile
+	const hot = maxWantedFile + 77
+	for i := range 2 * maxWantedFile {
+		k.address = symbol.Address(0x1000 + i)
+		b.want(src, k, nil, lineFile{info: symbol.DebugSource{Inside: true}, open: failing(errors.New("nonsense"))})
+	}
+	k.address = 0x1000 + hot
+	if b.wants(src, k) || b.wants(src, k) {
+		t.Error("wanted twice")
+	}
+	b.rest = b.clock
+	b.poll()
+	if b.job == nil || len(b.job.places) != maxWantedFile || b.job.places[k] == nil {
+		t.Errorf("the place that most stacks have waits: %v", b.job)
+	}
+	b.settle()
+}
