@@ -20,8 +20,9 @@ import (
 // stacks hold is replaced. So no stack ever waits for debug information, and a file of gigabytes costs its share and no more.
 
 const (
-	// maxWanted bounds the places that wait to be looked up, maxWantedFile those of one file that are looked up at once.
-	maxWanted, maxWantedFile = 8192, 512
+	// maxWanted bounds the places that wait to be looked up. All of a file are looked up at once: those in the same unit of it cost
+	// little more than one.
+	maxWanted = 8192
 	// lineShare is the part of one CPU that debug information may take: a reader rests this many times as long as it was on a CPU, and at
 	// least as long as it took.
 	lineShare = 50
@@ -69,6 +70,7 @@ type wantedLines struct {
 type lineJob struct {
 	source lineSource
 	places map[locationKey]*wantedPlace
+	asked  []symbol.Address // of the places, most wanted first
 	reader *symbol.LineReader
 	began  time.Time
 	done   chan struct{}
@@ -195,7 +197,7 @@ func (l *liner) isStuck(src lineSource) bool {
 // begin reads a file on a goroutine of its own.
 func (l *liner) begin(src lineSource) {
 	w := l.wanted[src]
-	j := &lineJob{source: src, began: l.now(), done: make(chan struct{}), places: map[locationKey]*wantedPlace{}, reader: w.reader}
+	j := &lineJob{source: src, began: l.now(), done: make(chan struct{}), reader: w.reader}
 	if w.reader = nil; j.reader == nil {
 		j.reader = new(symbol.LineReader)
 	}
@@ -207,13 +209,11 @@ func (l *liner) begin(src lineSource) {
 	slices.SortFunc(keys, func(a, b locationKey) int {
 		return cmp.Or(cmp.Compare(w.places[b].stacks, w.places[a].stacks), cmp.Compare(a.address, b.address))
 	})
-	keys = keys[:min(len(keys), maxWantedFile)]
-	addresses := make([]symbol.Address, 0, len(keys))
+	j.asked = make([]symbol.Address, 0, len(keys))
 	for _, k := range keys {
-		j.places[k] = w.places[k]
-		addresses = append(addresses, k.address)
-		delete(w.places, k)
+		j.asked = append(j.asked, k.address)
 	}
+	j.places, w.places = w.places, map[locationKey]*wantedPlace{}
 	l.waiting -= len(j.places)
 	l.job = j
 	file := w.lineFile
@@ -230,7 +230,7 @@ func (l *liner) begin(src lineSource) {
 				return
 			}
 			defer f.Close()
-			j.lines, j.rest, j.err = j.reader.Lines(f, file.find, addresses)
+			j.lines, j.rest, j.err = j.reader.Lines(f, file.find, j.asked)
 			return
 		}
 		f, find, err := file.find.Separate(file.info)
@@ -240,12 +240,12 @@ func (l *liner) begin(src lineSource) {
 		}
 		defer f.Close()
 		j.separate = true
-		j.lines, j.rest, j.err = j.reader.Lines(f, find, addresses)
+		j.lines, j.rest, j.err = j.reader.Lines(f, find, j.asked)
 		// Assembly has a symbol and, mostly, no entry in DWARF.
 		if object, err := l.cache.Load(f); err == nil {
 			j.names = map[symbol.Address]string{}
 			var lines []symbol.Line
-			for _, a := range addresses {
+			for _, a := range j.asked {
 				if lines = object.Lookup(lines[:0], a); len(lines) > 0 {
 					j.names[a] = lines[len(lines)-1].Function
 				}

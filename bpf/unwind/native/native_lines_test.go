@@ -1,8 +1,12 @@
 package native
 
 import (
+	"debug/elf"
 	"errors"
+	"fmt"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"runtime"
 	"testing"
 	"time"
@@ -140,26 +144,57 @@ func TestLinesOfForgottenFilesAreForgotten(t *testing.T) {
 	}
 }
 
-// What most stacks have is looked up first.
+// What most stacks have is looked up first, however much waits.
 func TestLinesThatAreWantedMostComeFirst(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "program")
+	source := program + ".c"
+	// Two functions that are sampled, each in a unit of its own; the second one is in more stacks.
+	for i, name := range []string{"cold", "hot"} {
+		if err := os.WriteFile(source, []byte("void "+name+"(void) { }\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("gcc", "-g", "-c", "-o", fmt.Sprintf("%s%d.o", program, i), source).CombinedOutput(); err != nil {
+			t.Fatalf("gcc: %v: %s", err, out)
+		}
+	}
+	if out, err := exec.Command("gcc", "-nostdlib", "-shared", "-o", program, program+"0.o", program+"1.o").CombinedOutput(); err != nil {
+		t.Fatalf("gcc: %v: %s", err, out)
+	}
+	f, err := elf.Open(program)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	symbols, err := f.Symbols()
+	if err != nil {
+		t.Fatal(err)
+	}
 	b := newLineBench(t)
 	src, k := b.source(1)
-	b.rest = b.clock.Add(time.Hour) // nothing is read meanwhile
-	const hot = maxWantedFile + 77
-	for i := range 2 * maxWantedFile {
-		k.address = symbol.Address(0x1000 + i)
-		b.want(src, k, nil, lineFile{info: symbol.DebugSource{Inside: true}, open: failing(errors.New("nonsense"))})
+	keys := map[string]locationKey{}
+	for _, s := range symbols {
+		if s.Name == "hot" || s.Name == "cold" {
+			k.address = symbol.Address(s.Value)
+			keys[s.Name] = k
+			b.want(src, k, nil, lineFile{info: symbol.DebugSource{Inside: true}, open: func() (*os.File, bool, error) {
+				f, err := os.Open(program)
+				return f, false, err
+			}})
+		}
 	}
-	k.address = 0x1000 + hot
 	for range 2 {
-		if b.wants(src, k) {
+		if b.wants(src, keys["hot"]) {
 			t.Error("wanted twice")
 		}
 	}
-	b.rest = b.clock
-	b.poll()
-	if b.job == nil || len(b.job.places) != maxWantedFile || b.job.places[k] == nil {
-		t.Errorf("the place that most stacks have waits: %v", b.job)
+	b.begin(src)
+	if got := b.job.asked; len(got) != 2 || got[0] != keys["hot"].address {
+		t.Errorf("asked for %#x, hot is at %#x", got, keys["hot"].address)
 	}
 	b.settle()
+	for name, k := range keys {
+		if l := b.got[k]; len(l) != 1 || l[0].Function != name || l[0].Line != 1 {
+			t.Errorf("%s: %v", name, l)
+		}
+	}
 }
