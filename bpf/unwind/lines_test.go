@@ -91,6 +91,34 @@ func TestSeparateDebugFile(t *testing.T) {
 	}
 }
 
+// Split debug information is found where the compiler left it, and a package of it beside the program, also by a process in another root.
+func TestSplitDebugInformation(t *testing.T) {
+	for _, packed := range []bool{false, true} {
+		file := build(t, "inlined", "inlined.c", "-gdwarf-4", "-O2", "-gsplit-dwarf")
+		if packed {
+			split, err := filepath.Glob(filepath.Join(filepath.Dir(file), "*.dwo"))
+			if err != nil || len(split) != 1 {
+				t.Fatalf("split files %q, %v", split, err)
+			}
+			run(t, "dwp", "-e", file, "-o", file+".dwp")
+			if err := os.Remove(split[0]); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p := start(t, exec.Command(file))
+		b := newBench(t, nil)
+		if got := b.resolve(p, p.at["inlined"]); got != "outermost" {
+			t.Errorf("at first: %s", got)
+		}
+		if got := full(b.better(t)); got != inlinedLines {
+			t.Errorf("packed %t: got %s", packed, got)
+		}
+		if n := b.Stats().Unwinders["native"]["line_reads_incomplete"]; n != 0 {
+			t.Errorf("packed %t: %d readings incomplete", packed, n)
+		}
+	}
+}
+
 // A debug file that is nowhere on the node comes from a debuginfod server, into the stack that is held; nothing waits for it.
 func TestDebugFileFromDebuginfod(t *testing.T) {
 	file := build(t, "inlined", "inlined.c", "-g", "-O2", "-Wl,--build-id=0x0123456789abcdef0123456789abcdef01234567")

@@ -12,6 +12,7 @@ package debuginfod
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +62,8 @@ type Config struct {
 	Timeout  time.Duration // of one request, all of the answer included
 	Version  string        // of the program, for User-Agent
 	Log      *slog.Logger
+
+	tls *tls.Config // nil: the system's authorities; tests have one of their own
 }
 
 // Stats is what a Client did since it was made; Files, Bytes and Waiting are current.
@@ -130,6 +133,7 @@ func New(cfg Config) (*Client, error) {
 			Proxy:                  http.ProxyFromEnvironment,
 			DialContext:            (&net.Dialer{Timeout: 10 * time.Second}).DialContext,
 			TLSHandshakeTimeout:    10 * time.Second,
+			TLSClientConfig:        cfg.tls,
 			ResponseHeaderTimeout:  headerTimeout,
 			MaxResponseHeaderBytes: 64 << 10,
 			MaxConnsPerHost:        1,

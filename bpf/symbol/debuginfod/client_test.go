@@ -338,3 +338,32 @@ func TestTheCacheCannotBeWritten(t *testing.T) {
 		t.Errorf("%+v", st)
 	}
 }
+
+// Over TLS the server's certificate is checked, and no redirect leads to where it is not.
+func TestServersOverTLS(t *testing.T) {
+	good := debugFile(t, one)
+	plain, askedPlain := serve(t, files(map[string][]byte{one: good, two: good}))
+	server := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.URL.Path, two) {
+			http.Redirect(w, r, plain+r.URL.Path, http.StatusFound)
+			return
+		}
+		files(map[string][]byte{one: good})(w, r)
+	}))
+	defer server.Close()
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	stranger := newBench(t, nil, server.URL)
+	if _, err := stranger.settle(one); !errors.Is(err, os.ErrNotExist) {
+		t.Fatal(err)
+	}
+	if st := stranger.Stats(); st.Failed != 1 || !strings.Contains(stranger.log.String(), "certificate") {
+		t.Errorf("a certificate that nobody trusts: %+v\n%s", st, stranger.log)
+	}
+	b := newBench(t, func(c *Config) { c.tls = server.Client().Transport.(*http.Transport).TLSClientConfig }, server.URL)
+	if got, err := b.settle(one); err != nil || !bytes.Equal(got, good) {
+		t.Errorf("%d bytes, %v", len(got), err)
+	}
+	if _, err := b.settle(two); !errors.Is(err, os.ErrNotExist) || askedPlain.Load() != 0 {
+		t.Errorf("a redirect to http: %v, asked %d times", err, askedPlain.Load())
+	}
+}
