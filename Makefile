@@ -100,10 +100,17 @@ bench: ## cost of a sample, of the agent, of the kernel maps, of a start that wa
 	@$(GO) build -o bin/bench ./test/bench
 	@exec bin/bench -agent bin/stoker
 
+.PHONY: real
+real: ## stacks of PostgreSQL, nginx, g++ and others as Debian ships them, beside perf's and gdb's (root; 20 minutes; not part of `make test`)
+	@packaging/setup.sh real
+	@$(MAKE) build
+	@$(GO) run ./test/real -agent bin/stoker -gdb -length 60s
+
 .PHONY: install-deps
 install-deps: ## install by apt all that any target needs (root)
 	@packaging/setup.sh test
 	@packaging/setup.sh bench
+	@packaging/setup.sh real
 
 .PHONY: clean
 clean: ## remove what these targets built

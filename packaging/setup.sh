@@ -2,7 +2,7 @@
 # Installs, by apt on Debian 12, what stoker's build and tests need beyond Go, gcc, git and make. Installs only what is
 # missing, asks the network for nothing when nothing is, and removes nothing.
 #
-# Usage: packaging/setup.sh generate|demo|vm|test|bench
+# Usage: packaging/setup.sh generate|demo|vm|test|bench|real
 set -euo pipefail
 
 # clang-19 and llvm-19 compile the BPF programs (the version is pinned: the objects are committed and compared byte by
@@ -21,6 +21,8 @@ vm=(qemu-system-x86 busybox-static kmod debootstrap e2fsprogs xz-utils util-linu
 test=("${generate[@]}" "${demo[@]}" "${vm[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 curl)
 # The benchmark compares with perf and bpftrace on the same load.
 bench=("${demo[@]}" linux-perf bpftrace)
+# Real programs (make real) run by podman in a Debian tree that debootstrap makes; perf and gdb look at them too, musl-gcc builds two.
+real=(podman conmon runc debootstrap linux-perf gdb musl-tools)
 
 case "${1-}" in
 generate) want=("${generate[@]}") ;;
@@ -28,8 +30,9 @@ demo) want=("${demo[@]}") ;;
 vm) want=("${vm[@]}") ;;
 test) want=("${test[@]}") ;;
 bench) want=("${bench[@]}") ;;
+real) want=("${real[@]}") ;;
 *)
-	echo "usage: $0 generate|demo|vm|test|bench" >&2
+	echo "usage: $0 generate|demo|vm|test|bench|real" >&2
 	exit 2
 	;;
 esac

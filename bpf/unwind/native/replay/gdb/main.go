@@ -1,6 +1,7 @@
 // Command gdb compares the walk by our rows with gdb's, frame by frame, at random moments of a program's life (x86-64).
 //
 //	go run ./bpf/unwind/native/replay/gdb -n 1000 -- openssl speed -seconds 100 rsa2048
+//	go run ./bpf/unwind/native/replay/gdb -n 1000 -pid PID
 //
 // It starts the program, lets gdb stop it, unwinds both ways from the same registers and stack, prints how many stacks are
 // equal and the first that are not, and ends the program. Inlined frames and those of tail calls, which gdb makes up from debug
@@ -35,12 +36,13 @@ func main() {
 	n := flag.Int("n", 1000, "how many stacks to compare")
 	after := flag.Duration("after", time.Second, "let the program run that long first")
 	show := flag.Int("show", 3, "how many differences to print")
+	pid := flag.Int("pid", 0, "a process that runs already, also one in a container; it goes on afterwards")
 	flag.Parse()
-	if flag.NArg() == 0 {
-		fmt.Fprintln(os.Stderr, "usage: gdb [-n N] [-after D] [-show N] -- PROGRAM [ARGUMENT…]")
+	if (flag.NArg() == 0) == (*pid == 0) {
+		fmt.Fprintln(os.Stderr, "usage: gdb [-n N] [-after D] [-show N] -pid PID | -- PROGRAM [ARGUMENT…]")
 		os.Exit(2)
 	}
-	if err := compare(*n, *after, *show, flag.Args()); err != nil {
+	if err := run(*n, *pid, *after, *show, flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "gdb:", err)
 		os.Exit(1)
 	}
@@ -54,7 +56,22 @@ type stop struct {
 	Stack     string
 }
 
-func compare(n int, after time.Duration, show int, args []string) error {
+// run starts the program, if it is to be started.
+func run(n, pid int, after time.Duration, show int, args []string) error {
+	if pid != 0 {
+		return compare(n, pid, show, fmt.Sprint("process ", pid))
+	}
+	program := exec.Command(args[0], args[1:]...)
+	if err := program.Start(); err != nil {
+		return err
+	}
+	defer program.Wait()
+	defer program.Process.Kill()
+	time.Sleep(after)
+	return compare(n, program.Process.Pid, show, args[0])
+}
+
+func compare(n, pid, show int, name string) error {
 	dir, err := os.MkdirTemp("", "stoker-gdb-")
 	if err != nil {
 		return err
@@ -64,23 +81,16 @@ func compare(n int, after time.Duration, show int, args []string) error {
 	if err := os.WriteFile(py, script, 0o600); err != nil {
 		return err
 	}
-	program := exec.Command(args[0], args[1:]...)
-	if err := program.Start(); err != nil {
-		return err
-	}
-	defer program.Wait()
-	defer program.Process.Kill()
-	time.Sleep(after)
 	gdb := exec.Command("gdb", "-q", "-nx", "-batch", "-x", py)
-	gdb.Env = append(os.Environ(), fmt.Sprint("STOP_PID=", program.Process.Pid), fmt.Sprint("STOP_COUNT=", n), "STOP_OUT="+out, "DEBUGINFOD_URLS=")
+	gdb.Env = append(os.Environ(), fmt.Sprint("STOP_PID=", pid), fmt.Sprint("STOP_COUNT=", n), "STOP_OUT="+out, "DEBUGINFOD_URLS=")
 	if text, err := gdb.CombinedOutput(); err != nil {
 		return fmt.Errorf("gdb: %w\n%s", err, text)
 	}
-	maps, err := process.Reader{}.MapsOf(uint32(program.Process.Pid))
+	maps, err := process.Reader{}.MapsOf(uint32(pid))
 	if err != nil {
 		return err
 	}
-	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", program.Process.Pid))
+	mem, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
 		return err
 	}
@@ -99,7 +109,7 @@ func compare(n int, after time.Duration, show int, args []string) error {
 			}
 			return replay.OpenFile(strings.NewReader(string(b)), int64(len(b)))
 		}
-		file, err := process.Reader{}.Open(uint32(program.Process.Pid), m)
+		file, err := process.Reader{}.Open(uint32(pid), m)
 		if err != nil {
 			return nil, err
 		}
@@ -175,9 +185,9 @@ func compare(n int, after time.Duration, show int, args []string) error {
 		return err
 	}
 	if all == 0 {
-		return fmt.Errorf("gdb stopped %s nowhere", args[0])
+		return fmt.Errorf("gdb stopped %s nowhere", name)
 	}
-	fmt.Printf("%s: %d stacks of %.1f frames: %d equal (%.1f %%), %d of ours complete (%.1f %%)\n", args[0], all, float64(frames)/float64(all),
+	fmt.Printf("%s: %d stacks of %.1f frames: %d equal (%.1f %%), %d of ours complete (%.1f %%)\n", name, all, float64(frames)/float64(all),
 		equal, 100*float64(equal)/float64(all), complete, 100*float64(complete)/float64(all))
 	return files.Err
 }
