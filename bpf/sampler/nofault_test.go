@@ -21,8 +21,8 @@ func TestKernelsThatMayFreeze(t *testing.T) {
 		{"nonsense", false},
 		{"", false},
 	} {
-		if got := mayFreeze(c.release); got != c.want {
-			t.Errorf("mayFreeze(%q) = %t, want %t", c.release, got, c.want)
+		if got := MayFreeze(c.release); got != c.want {
+			t.Errorf("MayFreeze(%q) = %t, want %t", c.release, got, c.want)
 		}
 	}
 }

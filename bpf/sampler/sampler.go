@@ -124,7 +124,7 @@ func Open(cfg Config) (_ *Sampler, err error) {
 			s.Close()
 		}
 	}()
-	if release := kernelRelease(); mayFreeze(release) {
+	if release := kernelRelease(); MayFreeze(release) {
 		cfg.Log.Warn("this kernel may freeze when user stacks are read; update to 6.4 or newer, or to a release of your distribution "+
 			"with commit d319f344561d", "release", release)
 	}

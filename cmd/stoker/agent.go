@@ -21,6 +21,7 @@ import (
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/hook/nri"
 	"github.com/stoker-profiler/stoker/hook/oci"
+	"github.com/stoker-profiler/stoker/internal/privilege"
 	"github.com/stoker-profiler/stoker/labeler"
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
@@ -48,6 +49,7 @@ type agent struct {
 	node      string
 	startedAt time.Time
 
+	rights     privilege.Set
 	hierarchy  cgroupfs.Hierarchy
 	unwinders  []unwind.Unwinder
 	sampler    *sampler.Sampler
@@ -81,6 +83,16 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	}()
 	if a.node, err = os.Hostname(); err != nil {
 		return nil, fmt.Errorf("learn the name of this node: %w", err)
+	}
+
+	// Rights: what is missing is said once and by name; that nothing can be sampled is the sampler's to say.
+	if a.rights, err = privilege.Of("self"); err != nil {
+		return nil, err
+	}
+	for _, c := range a.rights.Missing() {
+		if !c.Essential {
+			log.Warn("a capability is missing", "capability", c.Name, "lost", c.Lost, "remedy", c.Remedy())
+		}
 	}
 
 	// Kernel: what samples, and the scopes that the registry will fill.

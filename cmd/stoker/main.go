@@ -80,7 +80,7 @@ ps, top and record also work without an agent: they start a sampler of their own
 	})
 	// As cobra has it, but not wider than people read.
 	root.SetUsageTemplate(strings.ReplaceAll(root.UsageTemplate(), "Flags.FlagUsages ", "Flags.FlagUsagesWrapped 120 "))
-	root.AddCommand(a.runCommand(), a.psCommand(), a.topCommand(), a.recordCommand(), a.queryCommand("query"), a.storeCommand(), a.hookCommand(),
+	root.AddCommand(a.runCommand(), a.psCommand(), a.topCommand(), a.recordCommand(), a.queryCommand("query"), a.storeCommand(), a.hookCommand(), a.doctorCommand(),
 		a.configCommand(), a.versionCommand(), a.manCommand(), a.perfAccessCommand())
 	return root
 }

@@ -7,6 +7,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/stoker-profiler/stoker/internal/privilege"
 	"github.com/stoker-profiler/stoker/runtime/container"
 )
 
@@ -40,6 +41,7 @@ var (
 	descKnown      = desc("stacks_held", "Stacks held in user space.")
 	descLost       = desc("lost_total", "What was lost, by cause; a cause of samples loses their stack or name, never the sample.", "cause")
 	descEvents     = desc("sampler_events_total", "Events of the kernel side that are no sample's outcome.", "event")
+	descCapability = desc("capability", "1 for a capability that the agent has, 0 for one whose lack is a degradation.", "capability")
 	descWindows    = desc("windows_total", "Windows closed.")
 	descMaps       = desc("kernel_map_bytes", "Kernel memory of the BPF maps.")
 	descHeld       = desc("windows_held", "Windows of containers that wait for their names.")
@@ -78,6 +80,13 @@ func (c agentCollector) Collect(ch chan<- prometheus.Metric) {
 	}
 	a := c.a
 	gauge(descBuild, 1, a.version)
+	for _, c := range privilege.Table {
+		has := 0.0
+		if a.rights.Has(c) {
+			has = 1
+		}
+		gauge(descCapability, has, c.Name)
+	}
 	st, err := a.sampler.Stats()
 	if err != nil {
 		ch <- prometheus.NewInvalidMetric(descSamples, err)

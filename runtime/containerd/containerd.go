@@ -36,6 +36,15 @@ var places = []place{
 	{"containerd-docker", "/run/docker/containerd/containerd.sock"}, // started by dockerd where there is no other
 }
 
+// UsualAddresses are the sockets where containerd is looked for when nobody says where it listens.
+func UsualAddresses() []string {
+	var all []string
+	for _, p := range places {
+		all = append(all, p.address)
+	}
+	return all
+}
+
 // Config says which containerds to follow.
 type Config struct {
 	// Addresses are paths of sockets, with or without "unix://" in front. Empty: all the usual places, also those where a

@@ -231,6 +231,34 @@ func (c *Client) try(ctx context.Context, p *sink.Profile) sink.Result {
 	return c.judge(x.seen(), err, p)
 }
 
+// Probe finds out whether the server would take pushes: it sends one without a profile, which a server that lets us write refuses
+// for being empty and which leaves nothing. The error says what is wrong, and after the last colon what to do.
+func (c *Client) Probe(ctx context.Context) error {
+	req := connect.NewRequest(&pushv1.PushRequest{})
+	for k, v := range c.cfg.Headers {
+		req.Header().Set(k, v)
+	}
+	if c.cfg.TenantID != "" {
+		if err := checkTenant(c.cfg.TenantID); err != nil {
+			return fmt.Errorf("%w: correct pyroscope.tenant_id", err)
+		}
+		req.Header().Set("X-Scope-OrgID", c.cfg.TenantID)
+	}
+	authorization, err := c.authorization()
+	if err != nil {
+		return err
+	}
+	if authorization != "" {
+		req.Header().Set("Authorization", authorization)
+	}
+	ctx, x := observe(ctx)
+	_, err = c.push.Push(ctx, req)
+	if r := c.judge(x.seen(), err, &sink.Profile{}); r.Outcome != sink.Delivered && (r.Outcome != sink.Refused || x.seen().status != http.StatusBadRequest) {
+		return errors.New(r.Reason)
+	}
+	return nil
+}
+
 // labels are the profile's labels with __name__, sorted.
 func labels(p *sink.Profile) []*typesv1.LabelPair {
 	out := make([]*typesv1.LabelPair, 0, len(p.Labels)+1)

@@ -462,3 +462,24 @@ func FuzzAnswer(f *testing.F) {
 		}
 	})
 }
+
+// A probe tells whether pushes would be taken, and leaves nothing.
+func TestProbe(t *testing.T) {
+	s := pyroscopetest.New(t, pyroscopetest.Options{MultiTenant: true, Username: "u", Password: "secret"})
+	good := Config{URL: s.URL(), TenantID: "edge", BasicAuth: BasicAuth{Username: "u", PasswordFile: file(t, "secret\n")}}
+	if err := client(t, good).Probe(t.Context()); err != nil {
+		t.Errorf("a server that takes pushes: %v", err)
+	}
+	wrong, nobody, path := good, good, good
+	wrong.BasicAuth.PasswordFile = file(t, "guessed\n")
+	nobody.URL = "http://127.0.0.1:1"
+	path.URL = s.URL() + "/elsewhere"
+	for what, c := range map[string]Config{"basic_auth": wrong, "refused": nobody, "pyroscope.url": path} {
+		if err := client(t, c).Probe(t.Context()); err == nil || !strings.Contains(err.Error(), what) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if n := len(s.Profiles()); n != 0 {
+		t.Errorf("%d profiles came of it", n)
+	}
+}

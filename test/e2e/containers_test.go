@@ -66,7 +66,7 @@ func runAll(m *testing.M) (code int) {
 		return fail(err)
 	}
 	files, err := run.programs.Files(workload.SharesC, workload.SharesOmit, workload.Stripped, workload.Calls, workload.SharesPIE, workload.SharesCXX, workload.SharesGo, workload.Idle,
-		workload.Burn, workload.Now, workload.Spawn, workload.Kernel, workload.Attack, workload.Swap)
+		workload.Burn, workload.Now, workload.Spawn, workload.Kernel, workload.As, workload.Attack, workload.Swap)
 	if err != nil {
 		return fail(err)
 	}

@@ -37,6 +37,7 @@ const (
 	Shop       = "shop"        // for the demo: a Go service, half a CPU
 	Render     = "render"      // for the demo: a C++ renderer, one CPU
 	Backup     = "backup"      // for the demo: a C program that also waits for the kernel, a fifth of a CPU
+	As         = "as"          // as ID PROGRAM [ARGUMENT…]: becomes the program, as another user
 	Attack     = "attack"      // attack HOW: a container that means harm
 	Swap       = "swap"        // swap SECONDS: dlopen, dlclose at one address; Files adds its libraries
 	libRed     = "libred.so"
@@ -75,6 +76,7 @@ var how = map[string][]string{
 	Deep:       {"gcc", "-static", "deep.c"},
 	Backup:     {"gcc", "-static", "-O2", "backup.c"},
 	Render:     {"g++", "-static", "-O2", "render.cc"},
+	As:         {"gcc", "-static", "as.c"},
 	Attack:     {"gcc", "-static", "attack.c"},
 	Swap:       {"gcc", "swap.c"},
 	libRed:     {"gcc", "-shared", "-fPIC", "-DNAME=plugin_red_work", "-Wl,-soname,plugin", "plugin.c"},
