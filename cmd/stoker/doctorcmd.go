@@ -25,20 +25,23 @@ import (
 )
 
 func (a *app) doctorCommand() *cobra.Command {
-	var format string
+	var format, bundle string
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "What works on this machine, what does not, and how to mend it",
 		Long: `Look at everything that stoker needs: the kernel, rights, engines' sockets, the store, Pyroscope servers, the agent if one runs.
 Nothing is changed, and servers get no profile. STATE is ok; degraded: stoker works, and something is missing that is named; or broken:
 nothing would be sampled, or what the configuration asks for cannot be. Exit code 4 if anything is broken. docs/privileges.md tells what
-each right is for, docs/troubleshooting.md goes by symptom.`,
+each right is for, docs/troubleshooting.md goes by symptom. --bundle writes a file for whoever is to help: the findings, versions, the
+configuration without secrets, the agent's metrics and what it knows of containers, whose names and labels are in it.`,
 		Example: `  sudo stoker doctor
-  stoker doctor --output json`,
+  stoker doctor --output json
+  sudo stoker doctor --bundle stoker.tar.gz    # for a report: look at what is in it before you give it away`,
 		Args: noArguments,
 	}
 	s := a.settings(cmd)
 	outputFlag(cmd, &format, "o", formatTable, formatJSON)
+	cmd.Flags().StringVar(&bundle, "bundle", "", "also write a `FILE`, .tar.gz, for whoever is to help")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkFormat(format, formatTable, formatJSON); err != nil {
 			return err
@@ -50,6 +53,12 @@ each right is for, docs/troubleshooting.md goes by symptom.`,
 		rows, err := a.examine(cmd.Context(), l.Config)
 		if err != nil {
 			return err
+		}
+		if bundle != "" {
+			if err := a.writeBundle(cmd.Context(), bundle, l, rows); err != nil {
+				return fmt.Errorf("write the bundle: %w", err)
+			}
+			fmt.Fprintf(a.stderr, "wrote %s: names and labels of containers are in it, secrets are not\n", bundle)
 		}
 		if format == formatJSON {
 			err = printJSON(a.stdout, rows)
