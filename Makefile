@@ -85,6 +85,11 @@ test-vm: ## what needs systemd, in an emulated machine (root; minutes)
 	@packaging/setup.sh vm
 	@exec test/run.sh vm
 
+.PHONY: test-packages
+test-packages: ## packages: built twice, linted, installed, upgraded and purged in an emulated machine (root; minutes)
+	@packaging/setup.sh packages
+	@exec test/run.sh packages
+
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck (why these three: CONTRIBUTING.md)
 	@exec test/run.sh lint

@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 GO=${GO:-go}
 # Seconds a lane may take on 2 cores with cold caches. Measured times are about a third; CI has 75 minutes for all.
-declare -A budget=([generate]=180 [lint]=420 [unit]=480 [race]=720 [root]=750 [browser]=240 [e2e]=900 [vm]=540 [demo]=180)
+declare -A budget=([generate]=120 [lint]=300 [unit]=360 [race]=600 [root]=660 [browser]=180 [e2e]=840 [vm]=480 [demo]=150 [packages]=330)
 # What a lane is for, in one line.
 declare -A about=(
 	[generate]="the committed BPF objects are what clang-19 makes of the sources"
@@ -21,6 +21,7 @@ declare -A about=(
 	[e2e]="the built agent on containers of known truth"
 	[vm]="services, user units, machines and engines under systemd, in an emulated machine"
 	[demo]="make demo, twice"
+	[packages]="deb, rpm and tarball: reproducible, linted, installed, upgraded and purged in an emulated machine"
 )
 
 if ! command -v "$GO" >/dev/null; then
@@ -120,7 +121,7 @@ lane_lint() {
 	# Tests in the virtual machine use some of the helpers of those on this machine: what nobody uses was seen above.
 	"$GO" tool staticcheck -tags vm,guest -checks inherit,-U1000 ./test/...
 	local script
-	for script in .ci/run packaging/*.sh test/*.sh test/vm/*.sh; do
+	for script in .ci/run packaging/*.sh packaging/deb/*.p* packaging/rpm/*.p* test/*.sh test/vm/*.sh; do
 		bash -n "$script"
 	done
 }
@@ -168,6 +169,11 @@ lane_demo() {
 	for n in 1 2; do
 		leaves_nothing env DEMO_SECONDS=20 make demo
 	done
+}
+
+lane_packages() {
+	need_root
+	leaves_nothing env CGO_ENABLED=0 "$GO" test -tags vm -v -count=1 -timeout "$((budget[packages] - 20))s" ./test/packages
 }
 
 # One lane in a process of its own, so that `timeout` can end it with all it started.

@@ -41,6 +41,17 @@ const (
 	Kernel6_12 = "linux-image-6.12-cloud-amd64"
 )
 
+// Engines are the packages of a guest that runs every engine there is in Debian 12, EngineModules what the kernel needs for that. Tests
+// that ask for the same guest share it.
+var (
+	Engines = []string{
+		"containerd", "runc", "crun", "docker.io",
+		"podman", "netavark", "uidmap", "slirp4netns", "fuse-overlayfs",
+		"systemd-container", "lxc", "apparmor",
+	}
+	EngineModules = []string{"overlay", "veth", "tun", "fuse"}
+)
+
 // modules are what every guest needs to reach its disks and the host; what a kernel has built in costs nothing.
 var modules = []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4"}
 

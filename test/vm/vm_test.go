@@ -15,13 +15,6 @@ import (
 	"github.com/stoker-profiler/stoker/test/workload"
 )
 
-// packages of the guest in which test/e2e/guest*_test.go run.
-var packages = []string{
-	"containerd", "runc", "crun", "docker.io", // engines
-	"podman", "netavark", "uidmap", "slirp4netns", "fuse-overlayfs",
-	"systemd-container", "lxc", "apparmor",
-}
-
 // The tests of test/e2e/guest*_test.go, all in one boot: a pure cgroup v2 tree under systemd. They print as they go; a test that fails
 // in the guest fails this one.
 func TestGuest(t *testing.T) {
@@ -59,7 +52,7 @@ func TestGuest(t *testing.T) {
 	for in, here := range workloads {
 		files[in] = here
 	}
-	g, err := Build(ctx, Config{Kernel: Kernel6_1, Packages: packages, Modules: []string{"overlay", "veth", "tun", "fuse"}, Log: say})
+	g, err := Build(ctx, Config{Kernel: Kernel6_1, Packages: Engines, Modules: EngineModules, Log: say})
 	if err != nil {
 		t.Fatal(err)
 	}
