@@ -2,16 +2,16 @@
 # Makes the initial RAM disk of a guest of package vm: busybox, an init, and those modules of a kernel package that it needs to find
 # its disks, in the order in which they load. depmod finds that order: it changes between updates of one kernel.
 #
-# Usage: initrd.sh KERNEL INIT OUT MODULE…       KERNEL is an unpacked kernel package
+# Usage: initrd.sh KERNEL INIT BUSYBOX OUT MODULE…       KERNEL is an unpacked kernel package
 set -euo pipefail
-kernel=$1 init=$2 out=$3
-shift 3
+kernel=$1 init=$2 busybox=$3 out=$4
+shift 4
 version=$(basename "$kernel"/lib/modules/*)
 dir=$(mktemp -d)
 trap 'rm -rf "$dir"' EXIT
 mkdir -p "$dir"/{bin,m,proc,sys,dev,newroot}
 install -m755 "$init" "$dir/init"
-install -m755 /bin/busybox "$dir/bin/"
+install -m755 "$busybox" "$dir/bin/busybox"
 depmod -b "$kernel" "$version"
 : >"$dir/modules"
 for module in "$@"; do

@@ -1,6 +1,6 @@
-// Package vm boots a virtual machine with Debian 12, systemd and a kernel of Debian's, and runs a command in it, for tests that
-// need what this machine lacks: systemd, a pure cgroup v2 tree, another kernel. QEMU emulates the processor (TCG), so that it
-// works on any machine and is slow: what is measured in a guest says nothing about time.
+// Package vm boots a virtual machine with Debian 12, with or without systemd, and a kernel of Debian's, and runs a command in it, for
+// tests that need what this machine lacks: systemd, a pure cgroup v2 tree, another kernel, another processor. QEMU emulates the
+// processor (TCG), so that it works on any machine and is slow: what is measured in a guest says nothing about time.
 //
 // What was downloaded and built is kept below the user's cache directory, keyed by package versions and by the recipes in this folder,
 // and used again. A guest writes to nothing but memory and temporary files; it has no network. Building needs root and the packages
@@ -10,6 +10,7 @@ package vm
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	_ "embed"
@@ -21,6 +22,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -29,6 +31,8 @@ import (
 var (
 	//go:embed tree.sh
 	treeScript []byte
+	//go:embed bare.sh
+	bareScript []byte
 	//go:embed initrd.sh
 	initrdScript []byte
 	//go:embed init.sh
@@ -37,8 +41,10 @@ var (
 
 // Kernels of Debian 12, by the packages that depend on the newest build of each.
 const (
-	Kernel6_1  = "linux-image-cloud-amd64"
-	Kernel6_12 = "linux-image-6.12-cloud-amd64"
+	Kernel6_1       = "linux-image-cloud-amd64"
+	Kernel6_12      = "linux-image-6.12-cloud-amd64"
+	Kernel6_1ARM64  = "linux-image-cloud-arm64"
+	Kernel6_12ARM64 = "linux-image-6.12-cloud-arm64"
 )
 
 // Engines are the packages of a guest that runs every engine there is in Debian 12, EngineModules what the kernel needs for that. Tests
@@ -57,7 +63,10 @@ var modules = []string{"virtio_pci", "virtio_blk", "virtio_console", "ext4"}
 
 // Config says what a guest is made of.
 type Config struct {
-	Kernel   string   // a package that depends on the kernel's, as Kernel6_1
+	Kernel string // a package that depends on the kernel's, as Kernel6_1; its name ends with the processor's
+	// Bare leaves systemd out: the packages are unpacked and nothing of them is set up, and the command runs right after the
+	// kernel has started, with proc, sysfs, cgroup2, bpffs and tracefs mounted. A processor other than ours needs it.
+	Bare     bool
 	Packages []string // Debian packages of the guest beside systemd's own; virtual ones are not resolved: name a real one
 	Modules  []string // kernel modules that are loaded before systemd starts, with what they depend on
 	// Log is called with a line for each step that takes longer than a moment. nil discards.
@@ -68,9 +77,24 @@ type Config struct {
 var base = []string{"systemd", "systemd-sysv", "dbus", "dbus-user-session", "libpam-systemd", "udev", "kmod", "iproute2", "procps",
 	"login", "passwd", "busybox-static"}
 
+// bareBase are the packages of every guest without systemd.
+var bareBase = []string{"kmod", "procps", "busybox-static"}
+
+// emulator says how a processor is emulated: Debian's name for it → QEMU's program and arguments.
+var emulator = map[string]struct {
+	program, cpu, console string
+	machine               []string
+}{
+	"amd64": {program: "qemu-system-x86_64", cpu: "max", console: "ttyS0"},
+	// Not "max", which signs pointers with a real cipher, slowly: three times the time to boot.
+	"arm64": {program: "qemu-system-aarch64", cpu: "cortex-a76", console: "ttyAMA0", machine: []string{"-M", "virt"}},
+}
+
 // Guest is what can be booted, any number of times, also at the same time.
 type Guest struct {
 	kernel, initrd, root string
+	arch                 string
+	bare                 bool
 	log                  func(format string, args ...any)
 }
 
@@ -83,7 +107,15 @@ func Build(ctx context.Context, cfg Config) (*Guest, error) {
 	if cfg.Log == nil {
 		cfg.Log = func(string, ...any) {}
 	}
-	for _, program := range []string{"qemu-system-x86_64", "debootstrap", "mkfs.ext4", "modprobe", "depmod", "busybox", "xz"} {
+	arch := cfg.Kernel[strings.LastIndexByte(cfg.Kernel, '-')+1:]
+	emulated, ok := emulator[arch]
+	switch {
+	case !ok:
+		return nil, fmt.Errorf("build a virtual machine: the kernel %s is for no processor that we emulate", cfg.Kernel)
+	case !cfg.Bare && arch != runtime.GOARCH:
+		return nil, fmt.Errorf("build a virtual machine: setting up Debian's packages for %s on %s is not possible: Bare has to be set", arch, runtime.GOARCH)
+	}
+	for _, program := range []string{emulated.program, "debootstrap", "mkfs.ext4", "modprobe", "depmod", "busybox", "xz"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return nil, fmt.Errorf("build a virtual machine: %w; run: packaging/setup.sh vm", err)
 		}
@@ -97,48 +129,68 @@ func Build(ctx context.Context, cfg Config) (*Guest, error) {
 		return nil, fmt.Errorf("keep virtual machines: %w", err)
 	}
 	c.prune(time.Now().Add(-keptFor))
+	apt, err := newApt(c.dir, arch)
+	if err != nil {
+		return nil, fmt.Errorf("keep lists of packages: %w", err)
+	}
 
-	kernelPackage, err := dependency(ctx, cfg.Kernel)
+	kernelPackage, err := apt.dependency(ctx, cfg.Kernel)
 	if err != nil {
 		return nil, err
 	}
-	versions, err := candidates(ctx, []string{kernelPackage})
+	versions, err := apt.candidates(ctx, []string{kernelPackage})
 	if err != nil {
 		return nil, err
 	}
 	kernelDir, err := c.get("kernel", key(versions), func(dir string) error {
 		cfg.Log("download %s", versions)
-		return unpack(ctx, kernelPackage, dir)
+		return apt.unpack(ctx, kernelPackage, dir)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("get the kernel %s: %w", kernelPackage, err)
 	}
+	busybox := "/bin/busybox"
+	if arch != runtime.GOARCH {
+		name := "busybox-static"
+		version, err := apt.candidates(ctx, []string{name})
+		if err != nil {
+			return nil, err
+		}
+		dir, err := c.get("busybox", key(arch, version), func(dir string) error { return apt.unpack(ctx, name, dir) })
+		if err != nil {
+			return nil, fmt.Errorf("get busybox for %s: %w", arch, err)
+		}
+		busybox = filepath.Join(dir, "bin", "busybox")
+	}
 
 	load := slices.Concat(modules, cfg.Modules)
-	initrdDir, err := c.get("initrd", key(versions, strings.Join(load, " "), string(initrdScript), string(initScript)), func(dir string) error {
+	initrdDir, err := c.get("initrd", key(versions, busybox, strings.Join(load, " "), string(initrdScript), string(initScript)), func(dir string) error {
 		init := filepath.Join(dir, "init")
 		if err := os.WriteFile(init, initScript, 0o755); err != nil {
 			return err
 		}
-		return script(ctx, initrdScript, append([]string{kernelDir, init, filepath.Join(dir, "initrd.gz")}, load...)...)
+		return script(ctx, initrdScript, append([]string{kernelDir, init, busybox, filepath.Join(dir, "initrd.gz")}, load...)...)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the initial RAM disk of %s: %w", kernelPackage, err)
 	}
 
-	packages := slices.Concat(base, cfg.Packages)
+	tree, packages := treeScript, slices.Concat(base, cfg.Packages)
+	if cfg.Bare {
+		tree, packages = bareScript, slices.Concat(bareBase, cfg.Packages)
+	}
 	slices.Sort(packages)
 	packages = slices.Compact(packages)
-	if versions, err = candidates(ctx, packages); err != nil {
+	if versions, err = apt.candidates(ctx, packages); err != nil {
 		return nil, err
 	}
-	rootDir, err := c.get("root", key(versions, string(treeScript)), func(dir string) error {
+	rootDir, err := c.get("root", key(arch, versions, string(tree)), func(dir string) error {
 		mirror, err := mirror(ctx)
 		if err != nil {
 			return err
 		}
-		cfg.Log("install Debian with %d packages and what they depend on; takes about a minute and a half", len(packages))
-		return script(ctx, treeScript, dir, mirror, strings.Join(packages, ","))
+		cfg.Log("install Debian for %s with %d packages and what they depend on; takes about a minute and a half", arch, len(packages))
+		return script(ctx, tree, dir, mirror, strings.Join(packages, ","), arch)
 	})
 	if err != nil {
 		return nil, fmt.Errorf("make the guest's root: %w", err)
@@ -147,7 +199,8 @@ func Build(ctx context.Context, cfg Config) (*Guest, error) {
 	if err != nil || len(images) != 1 {
 		return nil, fmt.Errorf("%s holds the kernels %v, want one", kernelDir, images)
 	}
-	return &Guest{kernel: images[0], initrd: filepath.Join(initrdDir, "initrd.gz"), root: filepath.Join(rootDir, "root.ext4"), log: cfg.Log}, nil
+	return &Guest{kernel: images[0], initrd: filepath.Join(initrdDir, "initrd.gz"), root: filepath.Join(rootDir, "root.ext4"),
+		arch: arch, bare: cfg.Bare, log: cfg.Log}, nil
 }
 
 // cache is a directory of directories that are complete or not there.
@@ -235,27 +288,60 @@ func script(ctx context.Context, text []byte, args ...string) error {
 	return nil
 }
 
-// dependency is the kernel's own package: those without a version in their name only depend on it.
-func dependency(ctx context.Context, meta string) (string, error) {
-	var out string
-	err := updated(ctx, func() (err error) {
-		out, err = output(ctx, "apt-cache", "depends", meta)
-		return err
-	})
-	if err != nil {
-		return "", err
+// apt asks for packages of one processor. For another than ours it has lists and archives of its own, so that this machine's
+// dpkg never hears of the other.
+type apt struct {
+	suffix  string   // of names of packages
+	options []string // of apt-get and apt-cache
+}
+
+func newApt(dir, arch string) (apt, error) {
+	if arch == runtime.GOARCH {
+		return apt{}, nil
 	}
-	for line := range strings.Lines(out) {
-		if p, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(p, "linux-image-") {
-			return p, nil
+	state := filepath.Join(dir, "apt-"+arch)
+	for _, d := range []string{"lists/partial", "cache/archives/partial"} {
+		if err := os.MkdirAll(filepath.Join(state, d), 0o755); err != nil {
+			return apt{}, err
 		}
 	}
-	return "", fmt.Errorf("package %s depends on no kernel", meta)
+	now := time.Now()
+	return apt{suffix: ":" + arch, options: []string{
+		"-o", "Dir::State::Lists=" + filepath.Join(state, "lists"), "-o", "Dir::Cache=" + filepath.Join(state, "cache"),
+		"-o", "APT::Architectures::=" + arch, "-o", "APT::Architectures::=" + runtime.GOARCH,
+	}}, os.Chtimes(state, now, now) // it is in use
+}
+
+// run runs apt-get or apt-cache.
+func (a apt) run(ctx context.Context, program string, args ...string) (string, error) {
+	return output(ctx, program, slices.Concat(a.options, args)...)
+}
+
+// dependency is the kernel's own package: those without a version in their name only depend on it.
+func (a apt) dependency(ctx context.Context, meta string) (found string, err error) {
+	err = a.updated(ctx, func() error {
+		out, err := a.run(ctx, "apt-cache", "depends", meta+a.suffix)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(out) {
+			if p, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(p, "linux-image-") {
+				found = strings.TrimSuffix(p, a.suffix)
+				return nil
+			}
+		}
+		return fmt.Errorf("package %s depends on no kernel", meta)
+	})
+	return found, err
 }
 
 // candidates names packages with the versions that would be installed, one a line.
-func candidates(ctx context.Context, packages []string) (string, error) {
-	out, err := output(ctx, "apt-cache", append([]string{"policy"}, packages...)...)
+func (a apt) candidates(ctx context.Context, packages []string) (string, error) {
+	var names []string
+	for _, p := range packages {
+		names = append(names, p+a.suffix)
+	}
+	out, err := a.run(ctx, "apt-cache", append([]string{"policy"}, names...)...)
 	if err != nil {
 		return "", err
 	}
@@ -269,7 +355,7 @@ func candidates(ctx context.Context, packages []string) (string, error) {
 		}
 	}
 	var list []string
-	for _, p := range packages {
+	for _, p := range names {
 		if found[p] == "" {
 			return "", fmt.Errorf("apt knows no package %s", p)
 		}
@@ -279,26 +365,26 @@ func candidates(ctx context.Context, packages []string) (string, error) {
 }
 
 // updated runs f, and once more after apt-get update if it fails: lists of packages grow old, and old kernels vanish.
-func updated(ctx context.Context, f func() error) error {
+func (a apt) updated(ctx context.Context, f func() error) error {
 	err := f()
 	if err == nil {
 		return nil
 	}
-	if _, updateErr := output(ctx, "apt-get", "update", "-q"); updateErr != nil {
+	if _, updateErr := a.run(ctx, "apt-get", "update", "-q"); updateErr != nil {
 		return errors.Join(err, updateErr)
 	}
 	return f()
 }
 
 // unpack downloads a package into dir and unpacks it there.
-func unpack(ctx context.Context, name, dir string) error {
-	return updated(ctx, func() error {
+func (a apt) unpack(ctx context.Context, name, dir string) error {
+	return a.updated(ctx, func() error {
 		scratch, err := os.MkdirTemp("", "stoker-vm-")
 		if err != nil {
 			return err
 		}
 		defer os.RemoveAll(scratch)
-		cmd := exec.CommandContext(ctx, "apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name)
+		cmd := exec.CommandContext(ctx, "apt-get", slices.Concat(a.options, []string{"download", "-q", "-o", "APT::Sandbox::User=root", name + a.suffix})...)
 		cmd.Dir = scratch
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("download: %w: %s", err, out)
@@ -333,6 +419,8 @@ type Job struct {
 	Files map[string]string
 	// Cmdline is added to the kernel's command line.
 	Cmdline string
+	// CPU is QEMU's name of a processor with its options, "" for a usual one.
+	CPU string
 	// Output gets what the command writes to stdout and stderr, as it comes.
 	Output io.Writer
 }
@@ -353,13 +441,18 @@ func (g *Guest) Run(ctx context.Context, job Job) error {
 		return fmt.Errorf("make the guest's second disk: %w", err)
 	}
 	console := filepath.Join(scratch, "console.log")
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-accel", "tcg", "-cpu", "max", "-m", "2G", "-smp", "2", "-nic", "none",
-		"-no-reboot", "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "file:"+console,
+	e := emulator[g.arch]
+	cmdline := "console=" + e.console + " panic=-1 quiet systemd.show_status=0 "
+	if g.bare {
+		cmdline += "stoker-vm.bare "
+	}
+	cmd := exec.CommandContext(ctx, e.program, append(slices.Clone(e.machine),
+		"-accel", "tcg", "-cpu", cmp.Or(job.CPU, e.cpu), "-m", "2G", "-smp", "2", "-nic", "none", "-no-reboot", "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "file:"+console,
 		"-kernel", g.kernel, "-initrd", g.initrd,
-		"-append", strings.TrimSpace("console=ttyS0 panic=-1 quiet systemd.show_status=0 "+job.Cmdline),
+		"-append", strings.TrimSpace(cmdline+job.Cmdline),
 		"-drive", "file="+g.root+",format=raw,if=virtio,cache=unsafe,snapshot=on",
 		"-drive", "file="+share+",format=raw,if=virtio,readonly=on",
-		"-device", "virtio-serial-pci", "-chardev", "file,id=out,path=/dev/fd/1", "-device", "virtserialport,chardev=out,name=stoker")
+		"-device", "virtio-serial-pci", "-chardev", "file,id=out,path=/dev/fd/1", "-device", "virtserialport,chardev=out,name=stoker")...)
 	cmd.Env = append(os.Environ(), "TMPDIR="+scratch) // where the changes to the first disk go
 	cmd.WaitDelay = 10 * time.Second
 	result := &lines{out: job.Output}
@@ -397,7 +490,7 @@ func shareImage(ctx context.Context, dir, image string, job Job) error {
 		quoted[i] = "'" + strings.ReplaceAll(arg, "'", `'\''`) + "'"
 	}
 	run := "exec >/dev/vport0p1 2>&1 </dev/null\ncd /\necho\n" + strings.Join(quoted, " ") +
-		"\nstatus=$?\necho\necho '" + resultPrefix + "'$status\nsync\npoweroff -ff\n"
+		"\nstatus=$?\necho\necho '" + resultPrefix + "'$status\nsync\nbusybox poweroff -f\n"
 	if err := os.WriteFile(filepath.Join(dir, "run"), []byte(run), 0o755); err != nil {
 		return err
 	}
