@@ -31,7 +31,7 @@ func loadError(what string, err error) error {
 		// The library's own text guesses at RLIMIT_MEMLOCK, which nothing is charged to since Linux 5.11.
 		return &MachineError{what, unix.EPERM, "run as root, or with CAP_BPF and CAP_PERFMON (in a unit: CapabilityBoundingSet=)"}
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, ebpf.ErrNotSupported):
-		return &MachineError{what, err, "stoker needs a kernel of 5.15 or newer with BTF (CONFIG_DEBUG_INFO_BTF)"}
+		return &MachineError{what, err, "stoker needs a kernel of " + OldestKernel + " or newer with BTF (CONFIG_DEBUG_INFO_BTF)"}
 	case errors.Is(err, unix.ENOMEM):
 		return &MachineError{what, err, "raise the memory limit of stoker's cgroup: BPF maps are charged to it"}
 	}

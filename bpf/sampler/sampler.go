@@ -47,6 +47,8 @@ type Config struct {
 	MaxScopes, MaxProcesses int
 	// StacksPerScope is how many new stacks one scope may send per window. Default a quarter of MaxStacks.
 	StacksPerScope int
+	// UntestedKernel samples also on kernels older than OldestKernel.
+	UntestedKernel bool
 	// Log gets warnings; nil discards.
 	Log *slog.Logger
 }
@@ -124,7 +126,11 @@ func Open(cfg Config) (_ *Sampler, err error) {
 			s.Close()
 		}
 	}()
-	if release := kernelRelease(); MayFreeze(release) {
+	release := kernelRelease()
+	if err := cfg.tested(release); err != nil {
+		return nil, err
+	}
+	if MayFreeze(release) {
 		cfg.Log.Warn("this kernel may freeze when user stacks are read; update to 6.4 or newer, or to a release of your distribution "+
 			"with commit d319f344561d", "release", release)
 	}

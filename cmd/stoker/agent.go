@@ -103,6 +103,7 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	a.unwinders = []unwind.Unwinder{code}
 	a.sampler, err = sampler.Open(sampler.Config{
 		FrequencyHz:      cfg.Sampling.Frequency,
+		UntestedKernel:   cfg.Sampling.UntestedKernel,
 		CgroupController: a.hierarchy.Controller,
 		Unwinders:        a.unwinders,
 		Log:              log,

@@ -42,6 +42,8 @@ type Config struct {
 type Sampling struct {
 	Frequency int           `yaml:"frequency" help:"samples per second on each CPU"`
 	Window    time.Duration `yaml:"window" help:"interval in which equal stacks are counted; one profile per container and window"`
+
+	UntestedKernel bool `yaml:"untested_kernel" help:"sample also on a kernel older than any that stoker is tested with (docs/kernels.md)"`
 }
 
 // Rule is one line of targets. Every field that is set must match; a rule without any matches all containers. Patterns are

@@ -144,26 +144,26 @@ func TestMachine(t *testing.T) {
 		}
 	}
 	freezes := func(release string) bool { return strings.HasPrefix(release, "6.1.25") }
-	for release, want := range map[string]string{"6.12.1-amd64": "ok: Linux 6.12.1", "5.10.0": "degraded: Linux 5.10.0; tested from", "6.1.25-x": "degraded: Linux 6.1.25-x may freeze", "odd": "ok"} {
+	for release, want := range map[string]string{"6.12.1-amd64": "ok: Linux 6.12.1", "5.10.0": "broken: Linux 5.10.0; tested from", "6.1.25-x": "degraded: Linux 6.1.25-x may freeze", "odd": "ok"} {
 		write(filepath.Join(proc, "sys/kernel/osrelease"), release+"\n")
-		if got := findings(t, Machine("self", proc, sys, freezes)[0]); !strings.Contains(got, want) {
+		if got := findings(t, Machine("self", proc, sys, freezes, false)[0]); !strings.Contains(got, want) {
 			t.Errorf("%s: %q", release, got)
 		}
 	}
-	if got := findings(t, Machine("self", proc, sys, freezes)[1]); !strings.Contains(got, "broken: the kernel does not describe its types") {
+	if got := findings(t, Machine("self", proc, sys, freezes, false)[1]); !strings.Contains(got, "broken: the kernel does not describe its types") {
 		t.Error(got)
 	}
-	if got := findings(t, Machine("self", proc, sys, freezes)[5]); got != "" {
+	if got := findings(t, Machine("self", proc, sys, freezes, false)[5]); got != "" {
 		t.Error(got)
 	}
 	write(filepath.Join(sys, "kernel/security/lockdown"), "none integrity [confidentiality]\n")
-	if got := findings(t, Machine("self", proc, sys, freezes)[5]); !strings.Contains(got, "broken") {
+	if got := findings(t, Machine("self", proc, sys, freezes, false)[5]); !strings.Contains(got, "broken") {
 		t.Error(got)
 	}
-	for _, c := range Machine("self", "/proc", "/sys", freezes) { // whatever this machine is, each says something that can be read
+	for _, c := range Machine("self", "/proc", "/sys", freezes, false) { // whatever this machine is, each says something that can be read
 		findings(t, c)
 	}
-	if got := findings(t, Machine("0", "/proc", "/sys", freezes)[6]); !strings.Contains(got, "degraded") {
+	if got := findings(t, Machine("0", "/proc", "/sys", freezes, false)[6]); !strings.Contains(got, "degraded") {
 		t.Error(got)
 	}
 }

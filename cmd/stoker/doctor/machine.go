@@ -18,10 +18,11 @@ import (
 )
 
 // Machine are the checks of the kernel and of rights. process is whose rights count: "self", or the pid of the agent that runs. proc and
-// sys are /proc and /sys; freezes tells of a kernel release whether it has the bug that can freeze a machine.
-func Machine(process, proc, sys string, freezes func(release string) bool) []Check {
+// sys are /proc and /sys; freezes tells of a kernel release whether it has the bug that can freeze a machine; untested: the
+// configuration lets the agent try a kernel that is too old.
+func Machine(process, proc, sys string, freezes func(release string) bool, untested bool) []Check {
 	return []Check{
-		{"kernel", "release", func(context.Context) []Finding { return kernel(proc, freezes) }},
+		{"kernel", "release", func(context.Context) []Finding { return kernel(proc, freezes, untested) }},
 		{"kernel", "BTF", func(context.Context) []Finding { return btf(sys) }},
 		{"kernel", "cgroups", func(context.Context) []Finding { return cgroups() }},
 		{"kernel", "CPU clock event", func(context.Context) []Finding { return clockEvent(proc) }},
@@ -40,14 +41,18 @@ func word(path string) (string, error) {
 // oldest is the oldest kernel that stoker is tested on.
 const oldestMajor, oldestMinor = 6, 1
 
-func kernel(proc string, freezes func(string) bool) []Finding {
+func kernel(proc string, freezes func(string) bool, untested bool) []Finding {
 	release, err := word(filepath.Join(proc, "sys/kernel/osrelease"))
 	if err != nil {
 		return one(Degraded, err.Error(), "mount /proc")
 	}
 	var major, minor int
 	if n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor); n == 2 && (major < oldestMajor || major == oldestMajor && minor < oldestMinor) {
-		return one(Degraded, fmt.Sprintf("Linux %s; tested from %d.%d on", release, oldestMajor, oldestMinor), "install a newer kernel")
+		what := fmt.Sprintf("Linux %s; tested from %d.%d on", release, oldestMajor, oldestMinor)
+		if untested {
+			return one(Degraded, what, "install a newer kernel")
+		}
+		return one(Broken, what, "install a newer kernel; to try this one: set sampling.untested_kernel to true")
 	}
 	if freezes(release) {
 		return one(Degraded, "Linux "+release+" may freeze when a profiler reads user memory (copy_from_user_nofault, mended in 6.4 and 6.1.40)", "apt-get upgrade, and boot the new kernel")
