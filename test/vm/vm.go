@@ -231,6 +231,10 @@ func (c cache) get(what, key string, build func(dir string) error) (dir string, 
 	if err := build(made); err != nil {
 		return "", err
 	}
+	now := time.Now() // unpacking a package sets its own time
+	if err := os.Chtimes(made, now, now); err != nil {
+		return "", err
+	}
 	if err := os.Rename(made, dir); err != nil && !errors.Is(err, fs.ErrExist) { // another process was faster
 		return "", err
 	}
