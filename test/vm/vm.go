@@ -424,6 +424,9 @@ type Job struct {
 	Files map[string]string
 	// Cmdline is added to the kernel's command line.
 	Cmdline string
+	// Paced makes the guest's clock one of its instructions, 8 ns each: a machine that is busy with other things makes the guest slow and
+	// not short of timer interrupts. It has one processor then, not two.
+	Paced bool
 	// CPU is QEMU's name of a processor with its options, "" for a usual one.
 	CPU string
 	// Output gets what the command writes to stdout and stderr, as it comes.
@@ -451,8 +454,12 @@ func (g *Guest) Run(ctx context.Context, job Job) error {
 	if g.bare {
 		cmdline += "stoker-vm.bare "
 	}
-	cmd := exec.CommandContext(ctx, e.program, append(slices.Clone(e.machine),
-		"-accel", "tcg", "-cpu", cmp.Or(job.CPU, e.cpu), "-m", "2G", "-smp", "2", "-nic", "none", "-no-reboot", "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "file:"+console,
+	processors := []string{"-accel", "tcg", "-smp", "2"}
+	if job.Paced {
+		processors = []string{"-accel", "tcg,thread=single", "-icount", "shift=3", "-smp", "1"}
+	}
+	cmd := exec.CommandContext(ctx, e.program, append(slices.Concat(e.machine, processors),
+		"-cpu", cmp.Or(job.CPU, e.cpu), "-m", "2G", "-nic", "none", "-no-reboot", "-nodefaults", "-display", "none", "-monitor", "none", "-serial", "file:"+console,
 		"-kernel", g.kernel, "-initrd", g.initrd,
 		"-append", strings.TrimSpace(cmdline+job.Cmdline),
 		"-drive", "file="+g.root+",format=raw,if=virtio,cache=unsafe,snapshot=on",

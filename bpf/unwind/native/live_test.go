@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -51,10 +52,19 @@ func manyPages(t *testing.T, functions int) string {
 	var s strings.Builder
 	s.WriteString(".text\n")
 	for i := range functions {
+		frame := 16 + 16*(i%100)
 		fmt.Fprintf(&s, ".p2align 16\n.globl page_%[1]d\n.type page_%[1]d,@function\npage_%[1]d:\n.cfi_startproc\n", i)
-		s.WriteString("jmp 1f\n.rept 2000\nnop\n.cfi_def_cfa_offset 32\nnop\n.cfi_def_cfa_offset 8\n.endr\n")
-		fmt.Fprintf(&s, "1: sub $%[1]d, %%rsp\n.cfi_def_cfa_offset %[2]d\ncall work\nadd $%[1]d, %%rsp\n.cfi_def_cfa_offset 8\nret\n", 8+16*(i%100), 16+16*(i%100))
-		fmt.Fprintf(&s, ".rept 2000\nnop\n.cfi_def_cfa_offset 48\nnop\n.cfi_def_cfa_offset 8\n.endr\n.cfi_endproc\n.size page_%[1]d,.-page_%[1]d\n", i)
+		if runtime.GOARCH == "arm64" {
+			s.WriteString("b 1f\n.rept 2000\nnop\n.cfi_def_cfa_offset 32\nnop\n.cfi_def_cfa_offset 0\n.endr\n")
+			fmt.Fprintf(&s, "1: sub sp, sp, #%[1]d\n.cfi_def_cfa_offset %[1]d\nstr x30, [sp]\n.cfi_offset 30, -%[1]d\nbl work\n"+
+				"ldr x30, [sp]\n.cfi_restore 30\nadd sp, sp, #%[1]d\n.cfi_def_cfa_offset 0\nret\n", frame)
+			s.WriteString(".rept 2000\nnop\n.cfi_def_cfa_offset 48\nnop\n.cfi_def_cfa_offset 0\n.endr\n")
+		} else {
+			s.WriteString("jmp 1f\n.rept 2000\nnop\n.cfi_def_cfa_offset 32\nnop\n.cfi_def_cfa_offset 8\n.endr\n")
+			fmt.Fprintf(&s, "1: sub $%[1]d, %%rsp\n.cfi_def_cfa_offset %[2]d\ncall work\nadd $%[1]d, %%rsp\n.cfi_def_cfa_offset 8\nret\n", frame-8, frame)
+			s.WriteString(".rept 2000\nnop\n.cfi_def_cfa_offset 48\nnop\n.cfi_def_cfa_offset 8\n.endr\n")
+		}
+		fmt.Fprintf(&s, ".cfi_endproc\n.size page_%[1]d,.-page_%[1]d\n", i)
 	}
 	var c strings.Builder
 	c.WriteString("#include <time.h>\nstatic volatile unsigned long sink;\n" +
