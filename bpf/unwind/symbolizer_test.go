@@ -118,6 +118,42 @@ func TestVDSO(t *testing.T) {
 	t.Error("no function in the vDSO")
 }
 
+// A signal's handler returns to a function that nothing has called: what is before it has no name.
+func TestReturnToTheFirstInstructionOfAFunctionOfTheVDSO(t *testing.T) {
+	object, err := symbol.VDSO()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := build(t, "target", "target.c", "-pthread")
+	p := start(t, exec.Command(file))
+	name := func(m *process.Mapping, a uint64) string {
+		at, ok := object.Address(symbol.FileOffset(m.FileOffset(a)))
+		if lines := object.Lookup(nil, at); ok && len(lines) > 0 {
+			return lines[0].Function
+		}
+		return ""
+	}
+	for _, m := range mappings(t, p.id) {
+		if m.Path != "[vdso]" {
+			continue
+		}
+		for a := m.Start + 1; a < m.End; a++ {
+			if want := name(&m, a); want != "" && name(&m, a-1) == "" {
+				b := newBench(t, nil)
+				if got := names(b.stack(p.id, scope, nil, frame(a, true))); got != want {
+					t.Errorf("a return to the first instruction of %s is in %s", want, got)
+				}
+				// What runs there is there, and has no name.
+				if got := names(b.stack(p.id, scope, nil, frame(a-1, false))); !strings.Contains(got, "!0x") {
+					t.Errorf("the byte before %s is in %s", want, got)
+				}
+				return
+			}
+		}
+	}
+	t.Error("no function in the vDSO with a gap before it")
+}
+
 func TestJustInTimeCodeIsOneFunction(t *testing.T) {
 	file := build(t, "target", "target.c", "-pthread")
 	p := start(t, exec.Command(file))

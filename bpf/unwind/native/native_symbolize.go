@@ -276,6 +276,11 @@ func (a *attachment) Symbolize(dst []*profile.Location, f unwind.RawFrame, st *u
 	n := named{how: unwind.NamedUnknown}
 	if ok {
 		n = a.mapped(m, address)
+		// A signal's handler returns to the first instruction of a function that nothing has called: before arm64's
+		// __kernel_rt_sigreturn there is a nop without a name, for unwinders that look there.
+		if n.how == unwind.NamedAddress && f.ReturnAddress && m.Path == vdsoPath {
+			n = a.mapped(m, f.A)
+		}
 	} else if h, found := a.hinted(address, f, st); found {
 		n = h
 	}
