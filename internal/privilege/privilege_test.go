@@ -25,7 +25,7 @@ func TestMissing(t *testing.T) {
 			t.Errorf("without %s %v are missing", c.Name, m)
 		}
 	}
-	if m := Set(1 << unix.CAP_SYS_ADMIN).Missing(); len(m) != 2 || m[0].Name != "CAP_SYS_PTRACE" || m[1].Name != "CAP_DAC_READ_SEARCH" {
+	if m := Set(1 << unix.CAP_SYS_ADMIN).Missing(); len(m) != 3 || m[0].Name != "CAP_SYS_PTRACE" || m[1].Name != "CAP_DAC_READ_SEARCH" || m[2].Name != "CAP_SYSLOG" {
 		t.Errorf("CAP_SYS_ADMIN lacks %v", m)
 	}
 }
@@ -43,6 +43,29 @@ func TestParse(t *testing.T) {
 	}
 	if _, err := Of("self"); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestRightsInAUserNamespaceAreNone(t *testing.T) {
+	for ids, want := range map[string]bool{"         0          0 4294967295\n": true, "0 1000 1\n": false, "": false, "0 0 65536\n65536 100000 65536\n": false} {
+		if got := whole(ids); got != want {
+			t.Errorf("%q: %t", ids, got)
+		}
+	}
+}
+
+// The package's unit gives these and no others.
+func TestTheUnitHasTheTable(t *testing.T) {
+	unit, err := os.ReadFile("../../packaging/systemd/stoker.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, c := range Table {
+		names = append(names, c.Name)
+	}
+	if want := "\nCapabilityBoundingSet=" + strings.Join(names, " ") + "\n"; !strings.Contains(string(unit), want) {
+		t.Errorf("the unit has no line %q", want)
 	}
 }
 

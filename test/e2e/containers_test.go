@@ -127,7 +127,8 @@ func (d *daemon) restart(t *testing.T) {
 type spec struct {
 	args   []string
 	labels map[string]string
-	docker bool // named and placed as Docker does it, so that the cgroup alone tells what it is
+	docker bool              // named and placed as Docker does it, so that the cgroup alone tells what it is
+	mounts map[string]string // host path → absolute path in the container
 }
 
 // box is a running container.
@@ -149,7 +150,7 @@ func (d *daemon) start(t *testing.T, s spec) *box {
 	var random [32]byte
 	rand.Read(random[:]) // never fails
 	id := hex.EncodeToString(random[:])
-	cs := containerdtest.Spec{ID: id, Image: imageRef, Args: s.args, Labels: map[string]string{testLabel: t.Name()}}
+	cs := containerdtest.Spec{ID: id, Image: imageRef, Args: s.args, Labels: map[string]string{testLabel: t.Name()}, Mounts: s.mounts}
 	if s.docker {
 		cs.CgroupsPath = "/docker/" + id
 	} else {

@@ -5,6 +5,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -15,66 +18,173 @@ import (
 	"github.com/stoker-profiler/stoker/test/workload"
 )
 
-// Each capability taken away in turn: what is lost is what the table says and no more, and doctor, the log and the metric say it
-// in its words. The programs are another user's, for root may read its own without any of them.
+// stranger is who owns the programs of these tests, for root may read its own without any capability. nobody runs the agent.
+const stranger, nobody = 4321, 65534
+
+// What each capability's lack takes the names of.
+const (
+	plain   = "a program that everybody may read"
+	private = "a program that its owner alone may read"
+	deleted = "a program whose file was deleted"
+	kernel  = "the kernel"
+)
+
+var namesLost = map[string][]string{
+	"CAP_SYS_PTRACE":         {plain, private, deleted},
+	"CAP_DAC_READ_SEARCH":    {private, deleted},
+	"CAP_CHECKPOINT_RESTORE": {deleted},
+	"CAP_SYSLOG":             {kernel},
+}
+
+// Each capability taken away in turn, of root and of another user, and none: what is lost is what the table says and no more, and
+// doctor, the log and the metric say it in its words.
 func TestEachCapabilityAndWhatIsLostWithoutIt(t *testing.T) {
-	for _, c := range append(privilege.Table, privilege.Capability{Name: "none"}) {
-		t.Run(c.Name, func(t *testing.T) {
-			set := "-all"
-			for _, other := range privilege.Table {
-				if other.Name != c.Name {
-					set += ",+" + strings.ToLower(strings.TrimPrefix(other.Name, "CAP_"))
+	boxes := strangersPrograms(t)
+	var targets []string
+	for _, b := range boxes {
+		targets = append(targets, fmt.Sprintf("{name: %q}", b.id))
+	}
+	for _, user := range []string{"root", "nobody"} {
+		for _, c := range append(privilege.Table, privilege.Capability{Name: "nothing"}) {
+			t.Run(user+" without "+c.Name, func(t *testing.T) {
+				set := "-all"
+				for _, other := range privilege.Table {
+					if other.Name != c.Name {
+						set += ",+" + strings.ToLower(strings.TrimPrefix(other.Name, "CAP_"))
+					}
 				}
-			}
-			a := newAgent(t, options{frequency: fine, wrap: []string{"setpriv", "--bounding-set=" + set, "--inh-caps=" + set}})
-			a.start(t)
-			if c.Essential {
-				if code := a.wait(t); code != 4 || !strings.Contains(a.log.String(), c.Name) {
-					t.Errorf("exit code %d, want 4, with the capability's name:\n%s", code, tail(a.log.String(), 5))
+				wrap := []string{"setpriv", "--no-new-privs", "--bounding-set=" + set, "--inh-caps=" + set}
+				if user == "nobody" {
+					wrap = append(wrap, fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), "--clear-groups", "--ambient-caps="+set)
 				}
-				return
-			}
-			a.ready(t)
-			user := start(t, spec{args: []string{"/" + workload.As, "4321", "/" + workload.Burn, "0", "9"}})
-			kernel := start(t, spec{args: []string{"/" + workload.As, "4321", "/" + workload.Kernel}})
-			for _, b := range []*box{user, kernel} {
-				a.inScope(t, b.id)
-				b.used(t, time.Second)
-			}
-			// Doctor looks at the agent that runs, not at itself.
-			out, errs, code := a.command(t, "doctor", "--output", "json")
-			var rows []doctor.Row
-			if err := json.Unmarshal([]byte(out), &rows); err != nil || code != 0 {
-				t.Errorf("doctor: exit code %d, %v: %s%s", code, err, out, errs)
-			}
-			page, err := a.get("/metrics")
-			if err != nil {
+				a := newAgent(t, options{frequency: fine, window: time.Second, targets: "[" + strings.Join(targets, ", ") + ", {exclude: true}]", wrap: wrap})
+				for _, dir := range []string{a.dir, filepath.Dir(a.dir), filepath.Dir(a.socket), run.dir} { // where nobody has to reach its configuration and make its store
+					if err := os.Chmod(dir, 0o777); err != nil {
+						t.Fatal(err)
+					}
+				}
+				a.start(t)
+				if c.Essential {
+					if code := a.wait(t); code != 4 || !strings.Contains(a.log.String(), c.Name) {
+						t.Errorf("exit code %d, want 4, with the capability's name:\n%s", code, tail(a.log.String(), 5))
+					}
+					return
+				}
+				a.ready(t)
+				for what, b := range boxes {
+					a.stored(t, b.id, "profile of "+what, func(p sink.Profile) bool { return p.Total > int64(30*time.Millisecond) })
+				}
+				a.tells(t, c.Name, user == "nobody")
+				a.stop(t)
+				for what, b := range boxes {
+					want := true
+					for _, lost := range namesLost[c.Name] {
+						want = want && lost != what
+					}
+					pic := look(t, a.profiles(t, b.id))
+					named := pic.share(pic.cum, "unique_9") > 90
+					switch what {
+					case private, deleted:
+						named = pic.share(pic.cum, "leaf_sixty") > 30
+					case kernel:
+						named = pic.cum["do_syscall_64"]+pic.cum["el0_svc"] > 0
+					}
+					if named != want {
+						t.Errorf("functions of %s have names: %t, want %t\n%s", what, named, want, pic)
+					}
+				}
+			})
+		}
+	}
+}
+
+// tells checks that doctor, the metric and the log name the capability that the agent lacks, and no other. bystander: the agent may
+// not use the engines' sockets.
+func (a *agent) tells(t *testing.T, lacks string, bystander bool) {
+	t.Helper()
+	// Doctor looks at the agent that runs, not at itself.
+	out, errs, code := a.command(t, "doctor", "--output", "json")
+	var rows []doctor.Row
+	if err := json.Unmarshal([]byte(out), &rows); err != nil || code != 0 {
+		t.Errorf("doctor: exit code %d, %v: %s%s", code, err, out, errs)
+	}
+	page, err := a.get("/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range privilege.Table {
+		missing := c.Name == lacks
+		var said bool
+		for _, r := range rows {
+			said = said || r.Check == c.Name && r.State == doctor.Degraded && strings.Contains(r.Detail, c.Lost) && r.Remedy != ""
+		}
+		metric := strings.Contains(string(page), fmt.Sprintf("stoker_capability{capability=%q} 0", c.Name))
+		logged := strings.Contains(a.log.String(), "capability="+c.Name) && strings.Contains(a.log.String(), c.Lost)
+		if said != missing || metric != missing || logged != missing {
+			t.Errorf("%s is missing: %t; doctor says so: %t, the metric: %t, the log: %t", c.Name, missing, said, metric, logged)
+		}
+	}
+	var barred bool
+	for _, r := range rows {
+		barred = barred || r.State == doctor.Degraded && r.Area == "agent" && strings.Contains(r.Detail, run.daemon.socket())
+	}
+	if barred != bystander {
+		t.Errorf("doctor says that the agent may not use containerd's socket: %t, want %t\n%s", barred, bystander, out)
+	}
+}
+
+// strangersPrograms starts one container for each thing that can lose its names.
+func strangersPrograms(t *testing.T) map[string]*box {
+	t.Helper()
+	as := func(path string, more ...string) []string {
+		return append([]string{"/" + workload.As, fmt.Sprint(stranger), path}, more...)
+	}
+	copied := func(name string) (dir string) {
+		t.Helper()
+		dir, err := os.MkdirTemp(run.dir, "stranger-")
+		if err != nil {
+			t.Fatal(err)
+		}
+		from, err := run.programs.Build(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		in, err := os.Open(from)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer in.Close()
+		path := filepath.Join(dir, "program")
+		out, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY, 0o500)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(out, in); err != nil {
+			t.Fatal(err)
+		}
+		if err := out.Close(); err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range []string{path, dir} {
+			if err := os.Chown(p, stranger, stranger); err != nil {
 				t.Fatal(err)
 			}
-			for _, other := range privilege.Table {
-				missing := other.Name == c.Name
-				var said bool
-				for _, r := range rows {
-					said = said || r.Check == other.Name && r.State == doctor.Degraded && strings.Contains(r.Detail, other.Lost) && r.Remedy != ""
-				}
-				metric := strings.Contains(string(page), fmt.Sprintf("stoker_capability{capability=%q} 0", other.Name))
-				logged := strings.Contains(a.log.String(), "capability="+other.Name)
-				if said != missing || metric != missing || logged != missing {
-					t.Errorf("%s is missing: %t; doctor says so: %t, the metric: %t, the log: %t", other.Name, missing, said, metric, logged)
-				}
-			}
-			for _, b := range []*box{user, kernel} {
-				a.stored(t, b.id, "profile", func(p sink.Profile) bool { return p.Total > 0 })
-				b.kill(t)
-			}
-			a.stop(t)
-			pic, sys := look(t, a.profiles(t, user.id)), look(t, a.profiles(t, kernel.id))
-			if named := pic.share(pic.cum, "unique_9") > 90; named != (c.Name != "CAP_SYS_PTRACE") {
-				t.Errorf("functions of another user's process have names: %t\n%s", named, pic)
-			}
-			if named := sys.cum["do_syscall_64"]+sys.cum["el0_svc"] > 0; named != (c.Name != "CAP_SYSLOG") {
-				t.Errorf("kernel functions have names: %t\n%s", named, sys)
-			}
-		})
+		}
+		return dir
 	}
+	hidden, gone := copied(workload.SharesPIE), copied(workload.SharesC)
+	if err := os.Chmod(filepath.Join(gone, "program"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	boxes := map[string]*box{
+		plain:   start(t, spec{docker: true, args: as("/"+workload.Burn, "0", "9")}),
+		kernel:  start(t, spec{docker: true, args: as("/" + workload.Kernel)}),
+		private: start(t, spec{docker: true, args: as("/p/program"), mounts: map[string]string{hidden: "/p"}}),
+		deleted: start(t, spec{docker: true, args: as("/p/program"), mounts: map[string]string{gone: "/p"}}),
+	}
+	boxes[deleted].used(t, 100*time.Millisecond) // it runs
+	if err := os.Remove(filepath.Join(gone, "program")); err != nil {
+		t.Fatal(err)
+	}
+	return boxes
 }
