@@ -160,6 +160,38 @@ func (c *client) Top(ctx context.Context) (web.Top, error) {
 	return top, err
 }
 
+// Health asks how the agent does. One that does badly answers too (status 503).
+func (c *client) Health(ctx context.Context) (h web.Health, err error) {
+	text, err := c.page(ctx, "/healthz")
+	if err != nil {
+		return h, err
+	}
+	if err := json.Unmarshal(text, &h); err != nil || h.Parts == nil {
+		return h, fmt.Errorf("the program at %s does not say how it does; is it a stoker agent?", c.socket)
+	}
+	return h, nil
+}
+
+// page reads a page as it is, whatever its status.
+func (c *client) page(ctx context.Context, path string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	r, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://localhost"+path, nil)
+	if err != nil {
+		return nil, fmt.Errorf("GET %s: %w", path, err)
+	}
+	answer, err := c.http.Do(r)
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent at %s: %w", c.socket, err)
+	}
+	defer answer.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(answer.Body, maxAnswer))
+	if err != nil {
+		return nil, fmt.Errorf("read the agent's answer to %s: %w", path, err)
+	}
+	return text, nil
+}
+
 // Record implements observer.
 func (c *client) Record(ctx context.Context, r web.RecordRequest, progress func(web.RecordProgress)) (*profile.Profile, error) {
 	// What the agent needs beyond the time asked for: the rest of a window, and the merge.

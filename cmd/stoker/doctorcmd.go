@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,33 +33,35 @@ func (a *app) doctorCommand() *cobra.Command {
 		Long: `Look at everything that stoker needs: the kernel, rights, engines' sockets, the store, Pyroscope servers, the agent if one runs.
 Nothing is changed, and servers get no profile. STATE is ok; degraded: stoker works, and something is missing that is named; or broken:
 nothing would be sampled, or what the configuration asks for cannot be. Exit code 4 if anything is broken. docs/privileges.md tells what
-each right is for, docs/troubleshooting.md goes by symptom. --bundle writes a file for whoever is to help: the findings, versions, the
-configuration without secrets, the agent's metrics and what it knows of containers, whose names and labels are in it.`,
+each right is for, docs/troubleshooting.md goes by symptom.
+
+--bundle writes what a bug report needs into a file: these findings, the version, the configuration, the agent's metrics, state, containers
+and recent log, and facts about the kernel. Passwords, tokens, headers and the values of containers' labels are left out.`,
 		Example: `  sudo stoker doctor
   stoker doctor --output json
-  sudo stoker doctor --bundle stoker.tar.gz    # for a report: look at what is in it before you give it away`,
+  sudo stoker doctor --bundle stoker-bundle.tar.gz`,
 		Args: noArguments,
 	}
-	s := a.settings(cmd)
 	outputFlag(cmd, &format, "o", formatTable, formatJSON)
-	cmd.Flags().StringVar(&bundle, "bundle", "", "also write a `FILE`, .tar.gz, for whoever is to help")
+	cmd.Flags().StringVar(&bundle, "bundle", "", "write a support bundle without secrets, a `FILE` that does not exist yet (.tar.gz)")
+	s := a.settings(cmd)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		if err := checkFormat(format, formatTable, formatJSON); err != nil {
 			return err
 		}
-		l, err := s.load()
+		if bundle != "" && !strings.HasSuffix(bundle, ".tar.gz") && !strings.HasSuffix(bundle, ".tgz") {
+			return usage("--bundle %s: call it .tar.gz", bundle)
+		}
+		l, rows, err := s.diagnose()
 		if err != nil {
 			return err
 		}
-		rows, err := a.examine(cmd.Context(), l.Config)
-		if err != nil {
-			return err
-		}
+		rows = append(rows, a.examine(cmd.Context(), l.Config)...)
 		if bundle != "" {
 			if err := a.writeBundle(cmd.Context(), bundle, l, rows); err != nil {
-				return fmt.Errorf("write the bundle: %w", err)
+				return err
 			}
-			fmt.Fprintf(a.stderr, "wrote %s: names and labels of containers are in it, secrets are not\n", bundle)
+			fmt.Fprintf(a.stderr, "stoker: wrote %s; look into it before you pass it on: tar -tzf %s\n", clean(bundle), clean(bundle))
 		}
 		if format == formatJSON {
 			err = printJSON(a.stdout, rows)
@@ -71,6 +74,26 @@ configuration without secrets, the agent's metrics and what it knows of containe
 		return err
 	}
 	return cmd
+}
+
+// diagnose reads the configuration as the agent would, and makes its mistakes findings: doctor goes on with the defaults.
+func (s *settings) diagnose() (*config.Loaded, []doctor.Row, error) {
+	l, err := s.load()
+	if err == nil {
+		return l, nil, nil
+	}
+	row := doctor.Row{Area: "configuration", Check: cmp.Or(s.file, s.app.getenv("STOKER_CONFIG"), config.DefaultFile)}
+	var problems config.Problems
+	switch {
+	case errors.As(err, &problems):
+		row.State, row.Detail, row.Remedy = doctor.Broken, fmt.Sprintf("%d mistakes; what follows is of the defaults", len(problems)), "stoker config check "+row.Check
+	case errors.Is(err, fs.ErrPermission):
+		row.State, row.Detail, row.Remedy = doctor.Degraded, "this user may not read it; what follows is of the defaults", "sudo stoker doctor"
+	default:
+		return nil, nil, err
+	}
+	l, err = config.Load(config.Options{})
+	return l, []doctor.Row{row}, err
 }
 
 // printFindings writes a line for each finding, and its remedy below it.
@@ -98,7 +121,7 @@ func (a *app) printFindings(rows []doctor.Row) error {
 }
 
 // examine makes the list of checks from the configuration, in the order of the data, and runs them.
-func (a *app) examine(ctx context.Context, cfg config.Config) ([]doctor.Row, error) {
+func (a *app) examine(ctx context.Context, cfg config.Config) []doctor.Row {
 	process, running := agentProcess(cfg.Socket)
 	checks := []doctor.Check{{Area: "agent", Name: cfg.Socket, Run: func(ctx context.Context) []doctor.Finding { return agentFinding(ctx, cfg.Socket, process, running) }}}
 	checks = append(checks, doctor.Machine(process, "/proc", "/sys", sampler.MayFreeze, cfg.Sampling.UntestedKernel)...)
@@ -107,8 +130,9 @@ func (a *app) examine(ctx context.Context, cfg config.Config) ([]doctor.Row, err
 	checks = append(checks, doctor.Store(cfg.Store.Path, int64(cfg.Store.MaxSize), float64(cfg.Store.MinFree), running))
 	for _, e := range cfg.Pyroscope {
 		client, err := pyroscope.New(endpoint(e))
-		if err != nil {
-			return nil, err
+		if err != nil { // a secret's file that is not there, or not for this user
+			checks = append(checks, doctor.Failed("pyroscope", cmp.Or(e.Name, e.URL), err))
+			continue
 		}
 		defer client.Close()
 		checks = append(checks, doctor.Server(client))
@@ -116,7 +140,7 @@ func (a *app) examine(ctx context.Context, cfg config.Config) ([]doctor.Row, err
 	if cfg.Web.Listen != config.Off {
 		checks = append(checks, doctor.Listen(cfg.Web.Listen, running))
 	}
-	return doctor.Run(ctx, checks), nil
+	return doctor.Run(ctx, checks)
 }
 
 // agentProcess is the process that listens at the agent's socket: its pid, or "self" and false where there is none.
@@ -147,15 +171,20 @@ func agentFinding(ctx context.Context, socket, process string, running bool) []d
 			return []doctor.Finding{{State: doctor.Degraded, Detail: err.Error(), Remedy: "journalctl -u stoker"}}
 		}
 	}
-	sources, err := newClient(socket).Sources(ctx)
+	h, err := newClient(socket).Health(ctx)
 	if err != nil {
 		return []doctor.Finding{{State: doctor.Broken, Detail: err.Error(), Remedy: "journalctl -u stoker"}}
 	}
-	out := []doctor.Finding{{State: doctor.OK, Detail: "runs as process " + process}}
-	for _, s := range sources {
-		if s.State != web.SourceConnected && s.State != web.SourceAbsent {
-			out = append(out, doctor.Finding{Name: "source " + s.Name, State: doctor.Degraded, Detail: s.Message, Remedy: "stoker ps --sources"})
+	out := []doctor.Finding{{State: doctor.OK, Detail: fmt.Sprintf("version %s runs as process %s", h.Version, process)}}
+	for _, p := range h.Parts {
+		state := doctor.Degraded
+		switch {
+		case p.State == web.OK, strings.HasPrefix(p.Name, "CAP_"): // rights are looked at below
+			continue
+		case p.State == web.Failing:
+			state = doctor.Broken
 		}
+		out = append(out, doctor.Finding{Name: p.Name, State: state, Detail: p.Message, Remedy: cmp.Or(p.Remedy, "journalctl -u stoker")})
 	}
 	return out
 }

@@ -14,6 +14,7 @@ func (b backend) Health() web.Health {
 	part := func(name string, state web.HealthState, message, remedy string) {
 		h.Parts = append(h.Parts, web.HealthPart{Name: name, State: state, Message: message, Remedy: remedy})
 	}
+	kernelErr := a.kernelErr
 	if st, err := a.sampler.Stats(); err != nil {
 		part("sampler", web.Failing, err.Error(), "restart stoker")
 	} else {
@@ -27,8 +28,14 @@ func (b backend) Health() web.Health {
 				"/metrics tells the causes (stoker_samples_total)")
 		}
 	}
-	if a.kernelErr != nil {
-		part("kernel symbols", web.Degraded, a.kernelErr.Error(), "run with CAP_SYSLOG")
+	for _, c := range a.rights.Missing() {
+		part(c.Name, web.Degraded, "missing: "+c.Lost, c.Remedy())
+		if c.Name == "CAP_SYSLOG" {
+			kernelErr = nil // that is why
+		}
+	}
+	if kernelErr != nil {
+		part("kernel symbols", web.Degraded, kernelErr.Error(), "sysctl kernel.kptr_restrict=1; in a unit, no ProcSubset=, ProtectKernelLogs= or ProtectKernelTunables=")
 	}
 	for _, s := range a.sources {
 		r, ok := s.(container.StatusReporter)

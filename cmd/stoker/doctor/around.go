@@ -140,6 +140,17 @@ func Server(p Prober) Check {
 	}}
 }
 
+// Failed is a check whose very preparation failed. The error names the remedy after its last colon.
+func Failed(area, name string, err error) Check {
+	return Check{area, name, func(context.Context) []Finding {
+		what, remedy, found := cutLast(err.Error(), ": ")
+		if !found {
+			what, remedy = err.Error(), "stoker config show"
+		}
+		return one(Broken, what, remedy)
+	}}
+}
+
 func cutLast(s, sep string) (before, after string, found bool) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {

@@ -163,7 +163,7 @@ func TestMachine(t *testing.T) {
 	for _, c := range Machine("self", "/proc", "/sys", freezes, false) { // whatever this machine is, each says something that can be read
 		findings(t, c)
 	}
-	if got := findings(t, Machine("0", "/proc", "/sys", freezes, false)[6]); !strings.Contains(got, "degraded") {
+	if got := findings(t, Machine("0", "/proc", "/sys", freezes, false)[7]); !strings.Contains(got, "degraded") {
 		t.Error(got)
 	}
 }
