@@ -24,32 +24,26 @@ var update = flag.Bool("update", false, "write the table of docs/kernels.md")
 // bareRoot are the packages of the guests of this file: a shell's usual company, and compilers, with which tests build their programs.
 var bareRoot = []string{"gcc", "g++", "libc6-dev", "musl-tools", "util-linux"}
 
-// suite is a package's tests that run in every kernel.
+// suite is those of a package's tests that run in every kernel: what asks something of a kernel, once. The verifier takes seconds for
+// each load of the programs here, and the lane minutes.
 type suite struct {
 	pkg  string // below the module's root
 	tags string
 	run  string // -test.run
-	skip string // -test.skip, with the reason beside it
 }
 
 var suites = []suite{
-	{pkg: "test/vm/features", tags: "guest"},
-	// TestCgroupV1 wants a machine with v1: TestGuest boots one.
-	{pkg: "bpf/sampler", tags: "root", skip: "^TestCgroupV1$"},
-	{pkg: "bpf/unwind/native", tags: "root", run: "^TestTablesThatDoNotFit$"},
-	// There is no go command in the guest.
-	{pkg: "bpf/unwind", tags: "root", run: rootTests, skip: "^TestGoFunctionsInAssemblyHaveTheirCaller$"},
-	{pkg: "bpf/process", tags: "root"},
-	{pkg: "bpf/symbol", tags: "root", run: "^TestTheRunningKernel$"},
-	{pkg: "runtime/cgroupfs", tags: "root"},
-	{pkg: "runtime/registry", tags: "root"},
+	{"test/vm/features", "guest", ""},
+	{"runtime/cgroupfs", "root", ""},
+	{"runtime/registry", "root", ""},
+	{"bpf/process", "root", ""},
+	{"bpf/symbol", "root", "^TestTheRunningKernel$"},
+	{"bpf/sampler", "root", "^Test(BusyCgroupIsSampledAndNothingElse|NestedCgroupBelongsToItsContainer|ScopeChangesTakeEffectAtOnce|ExecAndExitAreTold)$"},
+	{"bpf/unwind", "root", "^Test(StacksWithoutFramePointers|FilesOfAContainer|BinaryDeletedUnderItsProcess)$/^(PIE|pivot_root|chroot)$"},
 }
 
-// rootTests are those of bpf/unwind that need root; the others ask nothing of a kernel.
-const rootTests = "^Test(Stack|Binary|Program|Executable|Files|Processes|PerfMapOf|ShortLived|Go)"
-
 // signed are the tests of the walk that run once more where return addresses are signed.
-var signed = []suite{{pkg: "bpf/unwind", tags: "root", run: "^Test(StacksWithoutFramePointers|StackOfAStrippedProgram|ShortLivedProcessesAreNamed)$"}}
+var signed = []suite{{"bpf/unwind", "root", "^Test(StacksWithoutFramePointers|StackOfAStrippedProgram)$/^PIE$"}}
 
 // guestScript runs the suites in the guest, one after the other, and says how each ended.
 const guestScript = `
@@ -65,10 +59,10 @@ if [[ ${1-} == signed ]]; then
 	echo 'void f(void); int main(void) { f(); return 0; }' | gcc -O2 -S -x c -o - - | grep -q paciasp || { echo "gcc signs nothing"; exit 1; }
 	grep -qw paca /proc/cpuinfo && grep -qw bti /proc/cpuinfo || { echo "the processor has no pointer authentication or no BTI"; exit 1; }
 fi
-while IFS='~' read -r pkg run skip; do
+while IFS='~' read -r pkg run; do
 	cd /host/"$pkg"
 	start=$SECONDS status=pass
-	"/host/$pkg/package.test" -test.v -test.count=1 -test.run="$run" -test.skip="$skip" -test.timeout=8m </dev/null || status=FAIL failed=1
+	"/host/$pkg/package.test" -test.v -test.count=1 -test.run="$run" -test.timeout=8m </dev/null || status=FAIL failed=1
 	echo "suite $pkg took $((SECONDS - start)) s: $status"
 	[[ $pkg == test/* ]] || echo "kernel-table: tests of ` + "`$pkg`" + ` = $status"
 done </host/suites
@@ -232,7 +226,7 @@ func guestFiles(t *testing.T, ctx context.Context, dir, arch string, list []suit
 		if _, err := os.Stat(testdata); err == nil {
 			files[s.pkg+"/testdata"] = testdata
 		}
-		fmt.Fprintf(&script, "%s~%s~%s\n", s.pkg, s.run, s.skip)
+		fmt.Fprintf(&script, "%s~%s\n", s.pkg, s.run)
 	}
 	for name, text := range map[string]string{"guest.sh": guestScript, "suites": script.String()} {
 		files[name] = filepath.Join(dir, name)
