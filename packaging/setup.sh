@@ -19,9 +19,9 @@ packages=("${vm[@]}" lintian rpmlint rpm systemd)
 # The browser tests drive Chromium; setpriv (util-linux) takes capabilities away in the tests of degradation; ps (procps)
 # shows what a test left behind; tests of Docker start a dockerd of their own, those of Podman run podman with conmon, and crun
 # for what runc cannot; xz packs MiniDebugInfo as distributions do, and dwz supplementary debug files. Unwind rows are proven on
-# programs of musl, which have no call frame information, and on OpenSSL's libcrypto, whose is the oddest. The commands of
-# docs/api.md are typed as they stand there: curl.
-test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 curl)
+# programs of musl, which have no call frame information, and on OpenSSL's libcrypto, whose is the oddest; whole stacks on
+# openssl, sqlite3 and xz. The commands of docs/api.md are typed as they stand there: curl.
+test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl)
 # The benchmark compares with perf and bpftrace on the same load.
 bench=("${demo[@]}" linux-perf bpftrace)
 # Real programs (make real) run by podman in a Debian tree that debootstrap makes; perf and gdb look at them too, musl-gcc builds two.

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -125,6 +126,7 @@ func (d *daemon) restart(t *testing.T) {
 
 // spec says what a test wants of a container.
 type spec struct {
+	image  string // default: that of the workloads
 	args   []string
 	labels map[string]string
 	docker bool              // named and placed as Docker does it, so that the cgroup alone tells what it is
@@ -150,7 +152,7 @@ func (d *daemon) start(t *testing.T, s spec) *box {
 	var random [32]byte
 	rand.Read(random[:]) // never fails
 	id := hex.EncodeToString(random[:])
-	cs := containerdtest.Spec{ID: id, Image: imageRef, Args: s.args, Labels: map[string]string{testLabel: t.Name()}, Mounts: s.mounts}
+	cs := containerdtest.Spec{ID: id, Image: cmp.Or(s.image, imageRef), Args: s.args, Labels: map[string]string{testLabel: t.Name()}, Mounts: s.mounts}
 	if s.docker {
 		cs.CgroupsPath = "/docker/" + id
 	} else {
