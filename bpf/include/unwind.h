@@ -140,7 +140,7 @@ struct unwind_state {
 	u32 tail_calls;
 	u32 outcome;
 	u8 return_address; /* pc is one */
-	u8 first;	   /* pc, sp and fp are the task's own user registers, so all others are known too */
+	u8 first;	   /* 1: pc, sp and fp are the task's own user registers, so all others are known too; 2: its caller's */
 	u8 lr_known;
 	u8 guessed;	/* pc was found by a frame pointer that nobody vouches for: it must be in code */
 	u8 rows_missing; /* a frame was walked by frame pointer because its rows were not there yet */

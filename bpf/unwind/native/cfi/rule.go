@@ -44,11 +44,13 @@ func (k Kind) String() string {
 
 // Register is a DWARF register number (System V ABI x86-64 figure 3.36; DWARF for the Arm 64-bit architecture section 4.1).
 // SP and FP are what a walk always knows. The others are known in the first frame of a walk, and in a frame that a signal
-// interrupted; a rule that needs one elsewhere cannot be used there.
+// interrupted; a rule that needs one elsewhere cannot be used there. rax is taken to be the same in the frame that called the first: a table
+// says so of hand-written code only, which calls nothing that changes it.
 type Register uint8
 
 // Stack pointer, frame pointer and link register of the architectures.
 const (
+	X86AX   Register = 0 // rax
 	X86BX   Register = 3 // rbx
 	X86FP   Register = 6 // rbp
 	X86SP   Register = 7 // rsp

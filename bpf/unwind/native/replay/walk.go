@@ -201,6 +201,9 @@ func (w *Walker) Apply(rule cfi.Rule, g Registers) (Registers, End, bool) {
 			next.set(p.bx, v)
 		}
 	}
+	if ax, ok := g.get(cfi.X86AX); x86 && ok && !g.ReturnAddress { // see register__value in native.bpf.c
+		next.set(cfi.X86AX, ax)
+	}
 	var ra uint64
 	switch rule.RA {
 	case cfi.AtCFA:
