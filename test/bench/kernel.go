@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -22,6 +23,15 @@ type runs struct {
 }
 
 func (r runs) sub(o runs) runs { return runs{r.n - o.n, r.ns - o.ns} }
+
+// in returns the runs of stoker's program that took a sample: it also runs when something else has the CPU, and those runs take
+// as long as out's.
+func (r runs) in(taken uint64, out runs) runs {
+	if taken == 0 || taken >= r.n {
+		return r
+	}
+	return runs{taken, r.ns - time.Duration(float64(r.n-taken)*out.each())}
+}
 
 // each is the time of one run, in nanoseconds.
 func (r runs) each() float64 {
@@ -88,31 +98,61 @@ func perfPrograms() (map[ebpf.ProgramID]string, error) {
 	}
 }
 
-// attach runs a program at each tick of the CPU clock on each CPU until the returned function is called.
-func attach(p *ebpf.Program, frequency int) (detach func(), err error) {
+// attach runs a program at each tick of the CPU clock while one of some processes runs, until the returned function is called.
+// What else runs on the machine does not count.
+func attach(p *ebpf.Program, frequency int, pids []int) (detach func(), err error) {
 	var fds []int
 	detach = func() {
 		for _, fd := range fds {
 			unix.Close(fd)
 		}
 	}
-	for cpu := range cpus() {
+	for _, pid := range pids {
 		attr := unix.PerfEventAttr{
 			Type: unix.PERF_TYPE_SOFTWARE, Config: unix.PERF_COUNT_SW_CPU_CLOCK,
 			Size: unix.PERF_ATTR_SIZE_VER1, Sample: uint64(frequency), Bits: unix.PerfBitFreq,
 		}
-		fd, err := unix.PerfEventOpen(&attr, -1, cpu, -1, unix.PERF_FLAG_FD_CLOEXEC)
+		fd, err := unix.PerfEventOpen(&attr, pid, -1, -1, unix.PERF_FLAG_FD_CLOEXEC)
 		if err != nil {
 			detach()
-			return nil, fmt.Errorf("open the CPU clock of CPU %d: %w", cpu, err)
+			return nil, fmt.Errorf("open the CPU clock of process %d: %w", pid, err)
 		}
 		fds = append(fds, fd)
 		if err := unix.IoctlSetInt(fd, unix.PERF_EVENT_IOC_SET_BPF, p.FD()); err != nil {
 			detach()
-			return nil, fmt.Errorf("attach to the CPU clock of CPU %d: %w", cpu, err)
+			return nil, fmt.Errorf("attach to the CPU clock of process %d: %w", pid, err)
 		}
 	}
 	return detach, nil
+}
+
+// takenBy is how many samples stoker's program has taken: its runs in scope. They are in the third word of struct counters
+// (bpf/include/unwind.h), per CPU.
+func takenBy(p *ebpf.Program) (sum uint64, err error) {
+	info, err := p.Info()
+	if err != nil {
+		return 0, fmt.Errorf("read stoker's program: %w", err)
+	}
+	ids, _ := info.MapIDs()
+	for _, id := range ids {
+		m, err := ebpf.NewMapFromID(id)
+		if err != nil {
+			return 0, fmt.Errorf("open map %d of stoker's program: %w", id, err)
+		}
+		defer m.Close()
+		if about, err := m.Info(); err != nil || about.Name != "counters" {
+			continue // which one it is is all we ask
+		}
+		var values [][]byte
+		if err := m.Lookup(uint32(0), &values); err != nil {
+			return 0, fmt.Errorf("read the counters of stoker's program: %w", err)
+		}
+		for _, v := range values {
+			sum += binary.NativeEndian.Uint64(v[16:])
+		}
+		return sum, nil
+	}
+	return 0, errors.New("stoker's program has no map of counters")
 }
 
 // cpus is how many CPUs this process may run on, which on the machines of this benchmark are all; they count from 0.

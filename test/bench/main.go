@@ -140,6 +140,7 @@ type result struct {
 	hz                    int
 	empty, stack          runs // the two baselines, half of them before the agent ran and half after
 	outside, inside, omit runs // stoker's program; omit: in scope, without frame pointers
+	all                   runs // of it while inside was measured
 	insideTime, agentCPU  time.Duration
 	rss, rssPeak, maps    int64
 	mapCount              int
@@ -199,7 +200,7 @@ func sleep(ctx context.Context, d time.Duration) error {
 }
 
 // load keeps each CPU busy with processes of no container until the returned function is called.
-func (b *bench) load() (stop func(), err error) {
+func (b *bench) load() (pids []int, stop func(), err error) {
 	var cmds []*exec.Cmd
 	stop = func() {
 		for _, c := range cmds {
@@ -211,11 +212,11 @@ func (b *bench) load() (stop func(), err error) {
 		c := exec.Command(b.deep, frames)
 		if err := c.Start(); err != nil {
 			stop()
-			return nil, err
+			return nil, nil, err
 		}
-		cmds = append(cmds, c)
+		cmds, pids = append(cmds, c), append(pids, c.Process.Pid)
 	}
-	return stop, nil
+	return pids, stop, nil
 }
 
 // baselines adds a measurement of each of the two programs to r, alone and one after the other: side by side they would warm
@@ -226,13 +227,13 @@ func (b *bench) baselines(ctx context.Context, r *result) error {
 		return fmt.Errorf("load the programs to compare with: %w", err)
 	}
 	defer objs.Close()
-	stop, err := b.load()
+	pids, stop, err := b.load()
 	if err != nil {
 		return err
 	}
 	defer stop()
 	for p, sum := range map[*ebpf.Program]*runs{objs.ReturnZero: &r.empty, objs.GetStack: &r.stack} {
-		detach, err := attach(p, r.hz)
+		detach, err := attach(p, r.hz, pids)
 		if err != nil {
 			return err
 		}
@@ -325,7 +326,7 @@ runtimes: {containerd: {address: %s}, hook: {socket: off}}
 	}
 
 	// Out of scope: the load belongs to no container.
-	stop, err := b.load()
+	_, stop, err := b.load()
 	if err != nil {
 		return err
 	}
@@ -350,7 +351,7 @@ runtimes: {containerd: {address: %s}, hook: {socket: off}}
 	if err != nil {
 		return err
 	}
-	if r.inside, r.insideTime, err = b.watch(ctx, program); err != nil {
+	if r.inside, r.all, r.insideTime, err = b.watchSamples(ctx, program, r.outside); err != nil {
 		return err
 	}
 	after, err := cpuTime(cmd.Process.Pid)
@@ -376,7 +377,7 @@ runtimes: {containerd: {address: %s}, hook: {socket: off}}
 	if err := sleep(ctx, 12*time.Second); err != nil {
 		return err
 	}
-	if r.omit, _, err = b.watch(ctx, program); err != nil {
+	if r.omit, _, _, err = b.watchSamples(ctx, program, r.outside); err != nil {
 		return err
 	}
 	if r.rss, r.rssPeak, err = rss(cmd.Process.Pid); err != nil {
@@ -386,9 +387,12 @@ runtimes: {containerd: {address: %s}, hook: {socket: off}}
 	return err
 }
 
+// settle is how long a load runs before anything is counted.
+const settle = time.Second
+
 // watch counts the runs of a program during one measurement of two windows: what the agent does at their end counts.
 func (b *bench) watch(ctx context.Context, p *ebpf.Program) (runs, time.Duration, error) {
-	if err := sleep(ctx, time.Second); err != nil {
+	if err := sleep(ctx, settle); err != nil {
 		return runs{}, 0, err
 	}
 	before, err := runsOf(p)
@@ -405,6 +409,24 @@ func (b *bench) watch(ctx context.Context, p *ebpf.Program) (runs, time.Duration
 	}
 	after, err := runsOf(p)
 	return after.sub(before), time.Since(began), err
+}
+
+// watchSamples does the same for stoker's program, and returns those of its runs that took a sample beside all.
+func (b *bench) watchSamples(ctx context.Context, p *ebpf.Program, outside runs) (samples, all runs, length time.Duration, err error) {
+	before, err := takenBy(p)
+	if err != nil {
+		return runs{}, runs{}, 0, err
+	}
+	if all, length, err = b.watch(ctx, p); err != nil {
+		return runs{}, runs{}, 0, err
+	}
+	after, err := takenBy(p)
+	if err != nil {
+		return runs{}, runs{}, 0, err
+	}
+	// What was taken in the second before the measurement is in the difference: in proportion.
+	taken := float64(after-before) * length.Seconds() / (length + settle).Seconds()
+	return all.in(uint64(taken), outside), all, length, nil
 }
 
 // newProgram waits for a perf_event program that was not there before.
@@ -441,7 +463,7 @@ func (o *other) finished(cmd *exec.Cmd) {
 var perfSamples = regexp.MustCompile(`\((\d+) samples\)`)
 
 func (b *bench) runPerf(ctx context.Context, r *result) error {
-	stop, err := b.load()
+	_, stop, err := b.load()
 	if err != nil {
 		return err
 	}
@@ -477,7 +499,7 @@ func (b *bench) runPerf(ctx context.Context, r *result) error {
 var bpftraceCount = regexp.MustCompile(`(?m)\]: (\d+)$`)
 
 func (b *bench) runBpftrace(ctx context.Context, r *result) error {
-	stop, err := b.load()
+	_, stop, err := b.load()
 	if err != nil {
 		return err
 	}
@@ -590,6 +612,9 @@ func (r *result) printRuns() {
 		bar = 14
 	}
 	row("stoker, in scope, 15 frames without frame pointers", us(r.omit), fmt.Sprintf("bar %.0f µs at this rate", bar))
+	if share := float64(r.inside.n) / float64(r.all.n); share < 0.8 {
+		row("NOT TO BE TRUSTED", fmt.Sprintf("the load had %.0f %% of the ticks", 100*share), "something else uses the CPUs")
+	}
 	w.Flush()
 }
 
@@ -604,7 +629,7 @@ func (r *result) print() {
 	if r.bpftrace.program.n > 0 {
 		row("bpftrace's program", us(r.bpftrace.program), fmt.Sprintf("%.2f × stoker in scope", r.bpftrace.program.each()/r.inside.each()))
 	}
-	n := r.inside.n
+	n := r.all.n
 	expected := float64(r.hz*cpus()) * r.insideTime.Seconds()
 	row("missed by the kernel", fmt.Sprintf("%.2f %%", 100*(expected-float64(n))/expected), fmt.Sprintf("%d runs of %.0f ticks", n, expected))
 	row("stoker's process", perThousand(r.agentCPU, int64(n)), fmt.Sprintf("%.2f %% of one CPU, symbols and store included", 100*r.agentCPU.Seconds()/r.insideTime.Seconds()))
