@@ -243,6 +243,8 @@ static __always_inline bool register__value(struct unwind_state *st, u32 number,
 		*value = st->lr;
 		return st->lr_known;
 	}
+	if (number > REG_SP) /* no rule says so */
+		return false;
 	bool known = st->first == IN_FIRST_FRAME;
 #else
 	if (number >= sizeof(dwarf_to_pt_regs))
@@ -312,6 +314,17 @@ static __always_inline bool miss__tell(struct unwind_state *st, u64 address, u32
 	return false;
 }
 
+/* Zero, which the compiler takes for something that depends on v. */
+static __always_inline u64 zero_after(u64 v)
+{
+#if defined(__bpf__)
+	asm volatile("%0 &= 0" : "+r"(v));
+	return v;
+#else
+	return 0; /* user space, where nobody writes while we read */
+#endif
+}
+
 /* The rule for an address in a mapping, packed. */
 static __always_inline u64 rule__find(struct unwind_state *st, struct mapping *m, u64 address)
 {
@@ -328,9 +341,7 @@ static __always_inline u64 rule__find(struct unwind_state *st, struct mapping *m
 		return RULE_MISSING;
 	}
 	/* What user space wrote before it wrote kind is read after it: an address that depends on kind keeps the order. */
-	u64 after = kind;
-	asm volatile("%0 &= 0" : "+r"(after));
-	m = (void *)m + after;
+	m = (void *)m + zero_after(kind);
 	u64 at = address - m->bias;
 	u32 i = m->pages + (u32)(at >> PAGE_SHIFT);
 	struct page *page = bpf_map_lookup_elem(&page_index, &i);
