@@ -55,7 +55,7 @@ demo: ## a private containerd, a few busy containers, the agent on them, UI at h
 .PHONY: test
 test: ## every test, in lanes with a time budget each (root, Linux; about 20 minutes on 2 cores)
 	@packaging/setup.sh test
-	@exec test/run.sh generate lint unit race root browser e2e vm demo
+	@exec test/run.sh generate lint unit race root browser e2e vm demo kernels
 
 .PHONY: test-unit
 test-unit: ## tests that need no root and no network; seconds when warm
@@ -89,6 +89,11 @@ test-vm: ## what needs systemd, in an emulated machine (root; minutes)
 test-packages: ## packages: built twice, linted, installed, upgraded and purged in an emulated machine (root; minutes)
 	@packaging/setup.sh packages
 	@exec test/run.sh packages
+
+.PHONY: test-kernels
+test-kernels: ## the kernel side in Debian's kernels on amd64 and arm64, emulated (root; minutes); KERNELS=-update writes docs/kernels.md
+	@packaging/setup.sh kernels
+	@exec env KERNELS='$(KERNELS)' test/run.sh kernels
 
 .PHONY: lint
 lint: ## gofmt, go vet, staticcheck (why these three: CONTRIBUTING.md)

@@ -2,7 +2,7 @@
 # Installs, by apt on Debian 12, what stoker's build and tests need beyond Go, gcc, git and make. Installs only what is
 # missing, asks the network for nothing when nothing is, and removes nothing.
 #
-# Usage: packaging/setup.sh generate|demo|vm|packages|test|bench|real
+# Usage: packaging/setup.sh generate|demo|vm|packages|kernels|test|bench|real
 set -euo pipefail
 
 # clang-19 and llvm-19 compile the BPF programs (the version is pinned: the objects are committed and compared byte by
@@ -13,6 +13,8 @@ demo=(containerd runc busybox-static g++)
 # Virtual machines (test/vm) are emulated by QEMU; their root is a Debian tree in an ext4 image, their first disk's drivers are
 # sorted by kmod and unpacked by xz.
 vm=(qemu-system-x86 busybox-static kmod debootstrap e2fsprogs xz-utils util-linux)
+# Kernels of arm64 run in an emulated machine of that kind (package vm), where the tests' own compilers are.
+kernels=("${vm[@]}" qemu-system-arm)
 # Packages are read by the linters of Debian and of the rpm world, unpacked by rpm, and installed in a virtual machine; the exposure of
 # the unit is systemd-analyze's to say.
 packages=("${vm[@]}" lintian rpmlint rpm systemd)
@@ -21,7 +23,7 @@ packages=("${vm[@]}" lintian rpmlint rpm systemd)
 # for what runc cannot; xz packs MiniDebugInfo as distributions do, and dwz supplementary debug files. Unwind rows are proven on
 # programs of musl, which have no call frame information, and on OpenSSL's libcrypto, whose is the oddest; whole stacks on
 # openssl, sqlite3 and xz. The commands of docs/api.md are typed as they stand there: curl.
-test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl)
+test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" "${kernels[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl)
 # The benchmark compares with perf and bpftrace on the same load.
 bench=("${demo[@]}" linux-perf bpftrace)
 # Real programs (make real) run by podman in a Debian tree that debootstrap makes; perf and gdb look at them too, musl-gcc builds two.
@@ -32,11 +34,12 @@ generate) want=("${generate[@]}") ;;
 demo) want=("${demo[@]}") ;;
 vm) want=("${vm[@]}") ;;
 packages) want=("${packages[@]}") ;;
+kernels) want=("${kernels[@]}") ;;
 test) want=("${test[@]}") ;;
 bench) want=("${bench[@]}") ;;
 real) want=("${real[@]}") ;;
 *)
-	echo "usage: $0 generate|demo|vm|packages|test|bench|real" >&2
+	echo "usage: $0 generate|demo|vm|packages|kernels|test|bench|real" >&2
 	exit 2
 	;;
 esac

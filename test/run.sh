@@ -9,7 +9,7 @@ cd "$(dirname "$0")/.."
 
 GO=${GO:-go}
 # Seconds a lane may take on 2 cores with cold caches. Measured times are about a third; CI has 75 minutes for all.
-declare -A budget=([generate]=120 [lint]=300 [unit]=360 [race]=600 [root]=660 [browser]=180 [e2e]=840 [vm]=480 [demo]=150 [packages]=330)
+declare -A budget=([generate]=120 [lint]=300 [unit]=360 [race]=600 [root]=660 [browser]=180 [e2e]=840 [vm]=480 [demo]=150 [packages]=330 [kernels]=480)
 # What a lane is for, in one line.
 declare -A about=(
 	[generate]="the committed BPF objects are what clang-19 makes of the sources"
@@ -21,6 +21,7 @@ declare -A about=(
 	[e2e]="the built agent on containers of known truth"
 	[vm]="services, user units, machines and engines under systemd, in an emulated machine"
 	[demo]="make demo, twice"
+	[kernels]="the kernel side in Debian's 6.1 and 6.12 on amd64 and arm64, in emulated machines"
 	[packages]="deb, rpm and tarball: reproducible, linted, installed, upgraded and purged in an emulated machine"
 )
 
@@ -118,6 +119,8 @@ lane_lint() {
 	done
 	"$GO" tool staticcheck ./...
 	"$GO" tool staticcheck -tags root,browser ./...
+	"$GO" vet -tags kernels ./test/vm
+	"$GO" tool staticcheck -tags kernels ./test/vm
 	# Tests in the virtual machine use some of the helpers of those on this machine: what nobody uses was seen above.
 	"$GO" tool staticcheck -tags vm,guest -checks inherit,-U1000 ./test/...
 	local script
@@ -161,6 +164,12 @@ lane_vm() {
 	need_root
 	# -v: one boot takes minutes; what goes on in it is seen as it does.
 	leaves_nothing env CGO_ENABLED=0 "$GO" test -tags vm -v -count=1 -timeout "$((budget[vm] - 20))s" ./test/vm
+}
+
+lane_kernels() {
+	need_root
+	# shellcheck disable=SC2086 # flags, or none
+	leaves_nothing env CGO_ENABLED=0 "$GO" test -tags kernels -v -count=1 -timeout "$((budget[kernels] - 20))s" ./test/vm -run '^TestKernels$' ${KERNELS-}
 }
 
 lane_demo() {
