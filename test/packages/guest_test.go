@@ -53,7 +53,7 @@ func try(dir, script string) (string, error) {
 	cmd := exec.Command("bash", "-euo", "pipefail", "-c", "sudo() { \"$@\"; }\n"+script)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C")
-	cmd.WaitDelay = 1 // nanosecond: a daemon that the script leaves has its output too, and does not end
+	cmd.WaitDelay = 3 * time.Second // a daemon that the script leaves has its output too, and does not end; all of the script's own is read
 	out, err := cmd.CombinedOutput()
 	if errors.Is(err, exec.ErrWaitDelay) {
 		err = nil
