@@ -245,6 +245,10 @@ static __always_inline bool register__value(struct unwind_state *st, u32 number,
 	}
 	if (number > REG_SP) /* no rule says so */
 		return false;
+	/* The compiler may go on with a signed copy of what it has checked, of which the verifier knows nothing. */
+	u64 checked = number;
+	asm volatile("" : "+r"(checked));
+	number = checked & REG_SP;
 	bool known = st->first == IN_FIRST_FRAME;
 #else
 	if (number >= sizeof(dwarf_to_pt_regs))
