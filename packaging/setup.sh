@@ -17,7 +17,7 @@ vm=(qemu-system-x86 busybox-static kmod debootstrap e2fsprogs xz-utils util-linu
 kernels=("${vm[@]}" qemu-system-arm)
 # Packages are read by the linters of Debian and of the rpm world, unpacked by rpm, and installed in a virtual machine; the exposure of
 # the unit is systemd-analyze's to say.
-packages=("${vm[@]}" lintian rpmlint rpm systemd)
+packages=("${vm[@]}" lintian rpmlint rpm cpio systemd)
 # The browser tests drive Chromium; setpriv (util-linux) takes capabilities away in the tests of degradation; ps (procps)
 # shows what a test left behind; tests of Docker start a dockerd of their own, those of Podman run podman with conmon, and crun
 # for what runc cannot; xz packs MiniDebugInfo as distributions do, and dwz supplementary debug files. Unwind rows are proven on
