@@ -24,8 +24,9 @@ packages=("${vm[@]}" lintian rpmlint rpm cpio systemd)
 # programs of musl, which have no call frame information, and on OpenSSL's libcrypto, whose is the oddest; whole stacks on
 # openssl, sqlite3 and xz. The commands of docs/api.md are typed as they stand there: curl.
 test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" "${kernels[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl)
-# The benchmark compares with perf and bpftrace on the same load.
-bench=("${demo[@]}" linux-perf bpftrace)
+# The benchmark compares with perf and bpftrace on the same load, and measures the unwind tables of small and of very large files:
+# Node.js and libLLVM.
+bench=("${demo[@]}" linux-perf bpftrace nodejs libllvm14)
 # Real programs (make real) run by podman in a Debian tree that debootstrap makes; perf and gdb look at them too, musl-gcc builds two.
 real=(podman conmon runc debootstrap linux-perf gdb musl-tools)
 

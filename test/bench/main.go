@@ -1,7 +1,9 @@
 // Bench measures what stoker costs, in one run and beside what others cost on the same load: nanoseconds per run of the BPF
-// program in and out of scope next to an empty program and to bpf_get_stack alone, the agent's CPU time per thousand
-// samples, its memory and its kernel maps, how long it takes to the first sample, and what the kernel did not deliver; then
-// `perf record -g` and a bpftrace one-liner; last, what it adds to the start of a container that the runtime waits for it.
+// program in and out of scope next to an empty program and to bpf_get_stack alone, and per frame without frame pointers; the
+// agent's CPU time per thousand samples, its memory and its kernel maps, how long it takes to the first sample, and what the
+// kernel did not deliver; then `perf record` with frame pointers and with copies of the stack, and a bpftrace one-liner. Then
+// how many unwind rows some files have and how long it takes to make them, and the memory with 50 different programs in scope;
+// last, what it adds to the start of a container that the runtime waits for it.
 // `make bench` runs it as root. Its output is for people: no test depends on a time, and only ratios within one run mean
 // anything on another machine.
 package main
@@ -44,33 +46,45 @@ func main() {
 	frequencies := flag.String("frequencies", "97,997", "Hz, comma separated: at the low rate caches are cold; none: do not measure sampling")
 	starts := flag.Int("starts", 100, "starts of containers to measure each way; 0: none")
 	quick := flag.Bool("quick", false, "of sampling, only what one run of a BPF program takes: no perf, no bpftrace, -seconds as short as given")
+	binaries := flag.Int("binaries", 50, "different programs in scope while memory is measured; 0: do not")
+	tables := flag.Bool("tables", true, "measure the unwind rows of some files")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *agent, *hook, time.Duration(*seconds)*time.Second, *frequencies, *starts, *quick); err != nil {
+	b := &bench{agent: *agent, hook: *hook, length: time.Duration(*seconds) * time.Second, quick: *quick}
+	if err := b.run(ctx, *frequencies, *starts, *binaries, *tables); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, agent, hook string, length time.Duration, frequencies string, starts int, quick bool) (err error) {
+// run measures what was asked for.
+func (b *bench) run(ctx context.Context, frequencies string, starts, binaries int, tables bool) (err error) {
 	if os.Geteuid() != 0 {
 		return errors.New("it loads BPF programs and runs containers, so it needs root: sudo -E make bench")
 	}
-	if agent, err = filepath.Abs(agent); err != nil {
+	if b.agent, err = filepath.Abs(b.agent); err != nil {
 		return err
 	}
-	if hook, err = filepath.Abs(hook); err != nil {
+	if b.hook, err = filepath.Abs(b.hook); err != nil {
 		return err
 	}
-	dir, err := os.MkdirTemp("", "stoker-bench-")
-	if err != nil {
+	if b.dir, err = os.MkdirTemp("", "stoker-bench-"); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	b := &bench{agent: agent, hook: hook, dir: dir, length: length, quick: quick}
+	defer func() { err = errors.Join(err, os.RemoveAll(b.dir)) }()
 	if frequencies != "none" {
 		if err := b.sampling(ctx, frequencies); err != nil {
+			return err
+		}
+	}
+	if tables {
+		if err := b.tables(); err != nil {
+			return err
+		}
+	}
+	if binaries > 0 {
+		if err := b.binaries(ctx, binaries); err != nil {
 			return err
 		}
 	}
@@ -96,7 +110,7 @@ func (b *bench) sampling(ctx context.Context, frequencies string) (err error) {
 	if err != nil {
 		return err
 	}
-	b.deep = files["/"+workload.Deep]
+	b.deep, b.deepOmit = files["/"+workload.Deep], files["/"+workload.DeepOmit]
 	image := containerdtest.Image{Ref: imageRef, Files: map[string]containerdtest.File{}}
 	for in, host := range files {
 		image.Files[in] = containerdtest.Host(host)
@@ -128,11 +142,12 @@ func (b *bench) sampling(ctx context.Context, frequencies string) (err error) {
 
 // bench is what all measurements share.
 type bench struct {
-	agent, hook, dir, deep string
-	daemon                 *containerdtest.Daemon
-	length                 time.Duration
-	quick                  bool
-	n                      int // makes container ids unique
+	agent, hook, dir string
+	deep, deepOmit   string // the loads
+	daemon           *containerdtest.Daemon
+	length           time.Duration
+	quick            bool
+	n                int // makes container ids unique
 }
 
 // result is one frequency's numbers.
@@ -141,11 +156,13 @@ type result struct {
 	empty, stack          runs // the two baselines, half of them before the agent ran and half after
 	outside, inside, omit runs // stoker's program; omit: in scope, without frame pointers
 	all                   runs // of it while inside was measured
-	insideTime, agentCPU  time.Duration
+	shallow, deep         runs // in scope, stacks of 8 and of 100 frames without frame pointers
+	insideTime            time.Duration
+	agentCPU, omitCPU     time.Duration // of stoker's process while inside and omit were measured
 	rss, rssPeak, maps    int64
 	mapCount              int
 	firstSample, startCPU time.Duration
-	perf, bpftrace        other
+	perf, dwarf, bpftrace other // dwarf: perf with a copy of the stack in each sample
 }
 
 // other is what another tool needed on the same load.
@@ -177,7 +194,11 @@ func (b *bench) measure(ctx context.Context, hz int) error {
 		return nil
 	}
 	say("%d Hz: perf record -g", hz)
-	if err := b.runPerf(ctx, &r); err != nil {
+	if err := b.runPerf(ctx, &r, &r.perf, b.deep, "-g"); err != nil {
+		return err
+	}
+	say("%d Hz: perf record --call-graph dwarf", hz)
+	if err := b.runPerf(ctx, &r, &r.dwarf, b.deepOmit, "--call-graph=dwarf"); err != nil {
 		return err
 	}
 	say("%d Hz: bpftrace", hz)
@@ -199,8 +220,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// load keeps each CPU busy with processes of no container until the returned function is called.
-func (b *bench) load() (pids []int, stop func(), err error) {
+// load keeps each CPU busy with a program in no container until the returned function is called.
+func (b *bench) load(program string) (pids []int, stop func(), err error) {
 	var cmds []*exec.Cmd
 	stop = func() {
 		for _, c := range cmds {
@@ -209,7 +230,7 @@ func (b *bench) load() (pids []int, stop func(), err error) {
 		}
 	}
 	for range cpus() {
-		c := exec.Command(b.deep, frames)
+		c := exec.Command(program, frames)
 		if err := c.Start(); err != nil {
 			stop()
 			return nil, nil, err
@@ -227,7 +248,7 @@ func (b *bench) baselines(ctx context.Context, r *result) error {
 		return fmt.Errorf("load the programs to compare with: %w", err)
 	}
 	defer objs.Close()
-	pids, stop, err := b.load()
+	pids, stop, err := b.load(b.deep)
 	if err != nil {
 		return err
 	}
@@ -259,132 +280,78 @@ func (b *bench) stoker(ctx context.Context, r *result) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, idle.Delete(context.Background())) }()
+	a, err := b.startSampler(ctx, fmt.Sprintf("stoker-%d", r.hz), r.hz)
+	if err != nil {
+		return err
+	}
+	defer func() { err = a.end(err) }()
+	if err := a.ticks(ctx); err != nil {
+		return err
+	}
+	r.firstSample = time.Since(a.began)
+	if r.startCPU, err = cpuTime(a.pid()); err != nil {
+		return err
+	}
+
+	// Out of scope: the load belongs to no container.
+	_, stop, err := b.load(b.deep)
+	if err != nil {
+		return err
+	}
+	if r.outside, _, err = b.watch(ctx, a.program); err != nil {
+		stop()
+		return err
+	}
+	stop()
+
+	inside, agentCPU, err := b.inScope(ctx, a, r, workload.Deep, frames)
+	if err != nil {
+		return err
+	}
+	r.inside, r.all, r.insideTime, r.agentCPU = inside.runs, inside.all, inside.length, agentCPU
+	omit, agentCPU, err := b.inScope(ctx, a, r, workload.DeepOmit, omitFrames)
+	if err != nil {
+		return err
+	}
+	r.omit, r.omitCPU = omit.runs, agentCPU
+	if err := b.depth(ctx, a, r); err != nil {
+		return err
+	}
+	if r.rss, r.rssPeak, err = rss(a.pid()); err != nil {
+		return err
+	}
+	r.maps, r.mapCount, err = mapBytes(a.pid())
+	return err
+}
+
+// inScope keeps each CPU busy with a container of a program, and returns what stoker's program and its process took.
+func (b *bench) inScope(ctx context.Context, a *sampler, r *result, args ...string) (s samples, agentCPU time.Duration, err error) {
 	var busy []*containerdtest.Container
 	defer func() {
 		for _, c := range busy {
 			err = errors.Join(err, c.Delete(context.Background()))
 		}
 	}()
-
-	config := filepath.Join(b.dir, fmt.Sprintf("stoker-%d.yaml", r.hz))
-	text := fmt.Sprintf(`sampling: {frequency: %d, window: 10s}
-targets: [{image: %q}, {exclude: true}]
-store: {path: %s, min_free: 1%%}
-web: {listen: off}
-socket: %s
-runtimes: {containerd: {address: %s}, hook: {socket: off}}
-`, r.hz, imageRef, filepath.Join(b.dir, fmt.Sprintf("%d.db", r.hz)), filepath.Join(b.dir, "api.sock"), b.daemon.Socket())
-	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
-		return err
-	}
-	others, err := perfPrograms()
-	if err != nil {
-		return err
-	}
-	var log bytes.Buffer
-	cmd := exec.Command(b.agent, "run", "--config", config)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	began := time.Now()
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	died := make(chan struct{})
-	go func() {
-		cmd.Wait() // how it ended is in its log
-		close(died)
-	}()
-	defer func() {
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-died
-		if err != nil {
-			err = fmt.Errorf("%w; the agent's log:\n%s", err, log.String())
-		}
-	}()
-	program, err := newProgram(ctx, others, "sample", died)
-	if err != nil {
-		return err
-	}
-	defer program.Close()
-	for { // the clock ticks once the idle container is in scope
-		now, err := runsOf(program)
-		if err != nil {
-			return err
-		}
-		if now.n > 0 {
-			break
-		}
-		if time.Since(began) > 30*time.Second {
-			return errors.New("no sample within 30 s of the agent's start")
-		}
-		if err := sleep(ctx, time.Millisecond); err != nil {
-			return err
-		}
-	}
-	r.firstSample = time.Since(began)
-	if r.startCPU, err = cpuTime(cmd.Process.Pid); err != nil {
-		return err
-	}
-
-	// Out of scope: the load belongs to no container.
-	_, stop, err := b.load()
-	if err != nil {
-		return err
-	}
-	if r.outside, _, err = b.watch(ctx, program); err != nil {
-		stop()
-		return err
-	}
-	stop()
-
-	// In scope.
+	args[0] = "/" + args[0]
 	for range cpus() {
-		c, err := b.start(ctx, "/"+workload.Deep, frames)
+		c, err := b.start(ctx, args...)
 		if err != nil {
-			return err
+			return s, 0, err
 		}
 		busy = append(busy, c)
 	}
 	if err := sleep(ctx, 12*time.Second); err != nil { // a whole window, so that stacks and symbols are known
-		return err
+		return s, 0, err
 	}
-	before, err := cpuTime(cmd.Process.Pid)
+	before, err := cpuTime(a.pid())
 	if err != nil {
-		return err
+		return s, 0, err
 	}
-	if r.inside, r.all, r.insideTime, err = b.watchSamples(ctx, program, r.outside); err != nil {
-		return err
+	if s, err = b.watchSamples(ctx, a.program, r.outside); err != nil {
+		return s, 0, err
 	}
-	after, err := cpuTime(cmd.Process.Pid)
-	if err != nil {
-		return err
-	}
-	r.agentCPU = after - before
-
-	// In scope, without frame pointers.
-	for _, c := range busy {
-		if err := c.Delete(context.Background()); err != nil {
-			return err
-		}
-	}
-	busy = nil
-	for range cpus() {
-		c, err := b.start(ctx, "/"+workload.DeepOmit, omitFrames)
-		if err != nil {
-			return err
-		}
-		busy = append(busy, c)
-	}
-	if err := sleep(ctx, 12*time.Second); err != nil {
-		return err
-	}
-	if r.omit, _, _, err = b.watchSamples(ctx, program, r.outside); err != nil {
-		return err
-	}
-	if r.rss, r.rssPeak, err = rss(cmd.Process.Pid); err != nil {
-		return err
-	}
-	r.maps, r.mapCount, err = mapBytes(cmd.Process.Pid)
-	return err
+	after, err := cpuTime(a.pid())
+	return s, after - before, err
 }
 
 // settle is how long a load runs before anything is counted.
@@ -411,22 +378,30 @@ func (b *bench) watch(ctx context.Context, p *ebpf.Program) (runs, time.Duration
 	return after.sub(before), time.Since(began), err
 }
 
-// watchSamples does the same for stoker's program, and returns those of its runs that took a sample beside all.
-func (b *bench) watchSamples(ctx context.Context, p *ebpf.Program, outside runs) (samples, all runs, length time.Duration, err error) {
+// samples are the runs of stoker's program that took a sample, beside all of its runs.
+type samples struct {
+	runs
+	all    runs
+	length time.Duration
+}
+
+// watchSamples does the same for stoker's program. outside is what a run takes that finds nothing in scope.
+func (b *bench) watchSamples(ctx context.Context, p *ebpf.Program, outside runs) (s samples, err error) {
 	before, err := takenBy(p)
 	if err != nil {
-		return runs{}, runs{}, 0, err
+		return s, err
 	}
-	if all, length, err = b.watch(ctx, p); err != nil {
-		return runs{}, runs{}, 0, err
+	if s.all, s.length, err = b.watch(ctx, p); err != nil {
+		return s, err
 	}
 	after, err := takenBy(p)
 	if err != nil {
-		return runs{}, runs{}, 0, err
+		return s, err
 	}
 	// What was taken in the second before the measurement is in the difference: in proportion.
-	taken := float64(after-before) * length.Seconds() / (length + settle).Seconds()
-	return all.in(uint64(taken), outside), all, length, nil
+	taken := float64(after-before) * s.length.Seconds() / (s.length + settle).Seconds()
+	s.runs = s.all.in(uint64(taken), outside)
+	return s, nil
 }
 
 // newProgram waits for a perf_event program that was not there before.
@@ -462,44 +437,44 @@ func (o *other) finished(cmd *exec.Cmd) {
 
 var perfSamples = regexp.MustCompile(`\((\d+) samples\)`)
 
-func (b *bench) runPerf(ctx context.Context, r *result) error {
-	_, stop, err := b.load()
+func (b *bench) runPerf(ctx context.Context, r *result, o *other, program, how string) error {
+	_, stop, err := b.load(program)
 	if err != nil {
 		return err
 	}
 	defer stop()
 	data := filepath.Join(b.dir, "perf.data")
-	cmd := exec.CommandContext(ctx, "perf", "record", "-a", "-g", "-e", "cpu-clock", "-F", strconv.Itoa(r.hz), "-o", data,
+	cmd := exec.CommandContext(ctx, "perf", "record", "-a", how, "-e", "cpu-clock", "-F", strconv.Itoa(r.hz), "-o", data,
 		"sleep", fmt.Sprint(b.length.Seconds()))
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		return fmt.Errorf("perf record: %w: %s", err, out)
 	}
-	r.perf.finished(cmd)
+	o.finished(cmd)
 	m := perfSamples.FindSubmatch(out)
 	if m == nil {
 		return fmt.Errorf("perf record does not say how many samples it has: %s", out)
 	}
-	if r.perf.samples, err = strconv.ParseInt(string(m[1]), 10, 64); err != nil {
+	if o.samples, err = strconv.ParseInt(string(m[1]), 10, 64); err != nil {
 		return err
 	}
 	info, err := os.Stat(data)
 	if err != nil {
 		return err
 	}
-	r.perf.outputBytes = info.Size()
+	o.outputBytes = info.Size()
 	report := exec.CommandContext(ctx, "perf", "report", "-i", data, "--stdio", "--no-children", "-g", "none")
 	if out, err := report.CombinedOutput(); err != nil {
 		return fmt.Errorf("perf report: %w: %s", err, out)
 	}
-	r.perf.post = report.ProcessState.UserTime() + report.ProcessState.SystemTime()
+	o.post = report.ProcessState.UserTime() + report.ProcessState.SystemTime()
 	return nil
 }
 
 var bpftraceCount = regexp.MustCompile(`(?m)\]: (\d+)$`)
 
 func (b *bench) runBpftrace(ctx context.Context, r *result) error {
-	_, stop, err := b.load()
+	_, stop, err := b.load(b.deep)
 	if err != nil {
 		return err
 	}
@@ -590,6 +565,8 @@ func busiest(before map[ebpf.ProgramID]string) (*ebpf.Program, error) {
 // us says how long a run of a program took.
 func us(x runs) string { return fmt.Sprintf("%.2f µs × %d", x.each()/1e3, x.n) }
 
+func mib(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
+
 // printRuns prints what one run of each BPF program takes.
 func (r *result) printRuns() {
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
@@ -612,6 +589,7 @@ func (r *result) printRuns() {
 		bar = 14
 	}
 	row("stoker, in scope, 15 frames without frame pointers", us(r.omit), fmt.Sprintf("bar %.0f µs at this rate", bar))
+	row("a frame more, without frame pointers", fmt.Sprintf("%.0f ns", r.perFrame()), fmt.Sprintf("%d frames %s, %d frames %s", shallow, us(r.shallow), deep, us(r.deep)))
 	if share := float64(r.inside.n) / float64(r.all.n); share < 0.8 {
 		row("NOT TO BE TRUSTED", fmt.Sprintf("the load had %.0f %% of the ticks", 100*share), "something else uses the CPUs")
 	}
@@ -622,7 +600,6 @@ func (r *result) print() {
 	r.printRuns()
 	w := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	row := func(what, value, beside string) { fmt.Fprintf(w, "%s\t%s\t%s\n", what, value, beside) }
-	mib := func(n int64) string { return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20)) }
 	perThousand := func(cpu time.Duration, samples int64) string {
 		return fmt.Sprintf("%.2f ms CPU per 1000 samples", cpu.Seconds()*1e6/float64(max(1, samples)))
 	}
@@ -634,6 +611,8 @@ func (r *result) print() {
 	row("missed by the kernel", fmt.Sprintf("%.2f %%", 100*(expected-float64(n))/expected), fmt.Sprintf("%d runs of %.0f ticks", n, expected))
 	row("stoker's process", perThousand(r.agentCPU, int64(n)), fmt.Sprintf("%.2f %% of one CPU, symbols and store included", 100*r.agentCPU.Seconds()/r.insideTime.Seconds()))
 	row("perf record", perThousand(r.perf.cpu, r.perf.samples), fmt.Sprintf("%d samples, %s written, then %s CPU for perf report", r.perf.samples, mib(r.perf.outputBytes), r.perf.post.Round(time.Millisecond)))
+	row("stoker's process, without frame pointers", perThousand(r.omitCPU, int64(r.omit.n)), "")
+	row("perf record --call-graph dwarf", perThousand(r.dwarf.cpu, r.dwarf.samples), fmt.Sprintf("%d samples, %s written, then %s CPU for perf report", r.dwarf.samples, mib(r.dwarf.outputBytes), r.dwarf.post.Round(time.Millisecond)))
 	row("bpftrace", perThousand(r.bpftrace.cpu, r.bpftrace.samples), fmt.Sprintf("%d samples; its start and symbols included", r.bpftrace.samples))
 	row("memory: stoker", mib(r.rss), "peak "+mib(r.rssPeak)+", bar 45 MB")
 	row("memory: perf record", mib(r.perf.rss), "")

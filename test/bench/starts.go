@@ -88,7 +88,7 @@ func (b *bench) starts(ctx context.Context, rounds int) (err error) {
 			nri = fmt.Sprintf(", nri: {enabled: true, socket: %s}", w.d.NRISocket())
 		}
 	}
-	a, err := b.startAgent(fmt.Sprintf("containerd: {address: [%s]}, hook: {socket: %s}%s", strings.Join(addresses, ", "), socket, nri))
+	a, err := b.startAgent("starts", 97, fmt.Sprintf("containerd: {address: [%s]}, hook: {socket: %s}%s, docker: {address: off}", strings.Join(addresses, ", "), socket, nri))
 	if err != nil {
 		return err
 	}
@@ -184,40 +184,6 @@ func at(sorted []time.Duration, percent int) time.Duration {
 	return sorted[min(len(sorted)-1, len(sorted)*percent/100)]
 }
 
-// agentProcess is a running agent.
-type agentProcess struct {
-	cmd    *exec.Cmd
-	config string
-	socket string // of its API
-	log    bytes.Buffer
-	died   chan struct{}
-}
-
-// startAgent starts the agent with what its configuration says below runtimes.
-func (b *bench) startAgent(runtimes string) (*agentProcess, error) {
-	a := &agentProcess{config: filepath.Join(b.dir, "starts.yaml"), socket: filepath.Join(b.dir, "starts.sock"), died: make(chan struct{})}
-	text := fmt.Sprintf(`sampling: {frequency: 97, window: 10s}
-targets: [{image: %q}, {exclude: true}]
-store: {path: %s, min_free: 1%%}
-web: {listen: off}
-socket: %s
-runtimes: {%s, docker: {address: off}}
-`, imageRef, filepath.Join(b.dir, "starts.db"), a.socket, runtimes)
-	if err := os.WriteFile(a.config, []byte(text), 0o644); err != nil {
-		return nil, err
-	}
-	a.cmd = exec.Command(b.agent, "run", "--config", a.config)
-	a.cmd.Stdout, a.cmd.Stderr = &a.log, &a.log
-	if err := a.cmd.Start(); err != nil {
-		return nil, err
-	}
-	go func() {
-		a.cmd.Wait() // how it ended is in its log
-		close(a.died)
-	}()
-	return a, nil
-}
-
 // connected waits until no source of the agent is in trouble.
 func (a *agentProcess) connected(ctx context.Context) error {
 	for deadline := time.Now().Add(30 * time.Second); ; {
@@ -258,15 +224,5 @@ func (a *agentProcess) printCases(ctx context.Context) error {
 		}
 	}
 	fmt.Println()
-	return nil
-}
-
-// stop ends the agent; again does nothing.
-func (a *agentProcess) stop() error {
-	a.cmd.Process.Signal(syscall.SIGTERM)
-	<-a.died
-	if code := a.cmd.ProcessState.ExitCode(); code != 0 {
-		return fmt.Errorf("the agent ended with %d:\n%s", code, a.log.String())
-	}
 	return nil
 }
