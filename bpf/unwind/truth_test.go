@@ -97,15 +97,11 @@ func TestStacksWithoutFramePointers(t *testing.T) {
 					t.Errorf("%4d deep stacks are %s", n, stack)
 				}
 			}
-			// s_warm is there to be cut while the rows are built: for how long is the machine's speed to say.
-			bad := uint64(0)
-			for stack, n := range l.stacks {
-				if strings.HasPrefix(stack, unwind.Truncated) && !strings.Contains(stack, "endless") && !strings.Contains(stack, "s_warm") {
-					bad += n
-				}
-			}
-			t.Logf("%d samples, %d not whole: %v, %v", l.samples, bad, l.outcomes, l.events)
-			if l.outcomes["too_deep"] == 0 || bad > max(20, l.samples/40) {
+			// How many samples wait for rows is the machine's speed to say, an emulated one's above all, and s_warm is there for them. What
+			// is cut for another reason is a fault of the walk, but for the moments in ld.so and the unwinder of exceptions that have no rule.
+			cut, waited := l.outcomes["chain_ended"]+l.outcomes["fault"], l.outcomes["no_rows"]
+			t.Logf("%d samples, %d cut, %d waited for rows: %v, %v", l.samples, cut, waited, l.outcomes, l.events)
+			if l.outcomes["too_deep"] == 0 || cut > max(20, l.samples/100) || waited > l.samples/10 {
 				t.Errorf("outcomes %v, events %v", l.outcomes, l.events)
 			}
 			for stack, n := range l.stacks {
