@@ -151,11 +151,11 @@ func (t *Table) Get(id ID, scope uint32, evidence []Evidence) *Process {
 	p := t.enter(id, scope)
 	if p.maps != nil && !p.proven {
 		// They were read at its exec. If it has not exec'd since, they are its own; that it may be gone by now does not
-		// matter, because the kernel keeps its entry for two windows.
-		switch verdict := p.maps.judge(evidence); {
-		case t.cfg.Current(p.id) || verdict == agrees:
+		// matter, because the kernel keeps its entry for two windows. If it has, they may be those of the next program, whose exec
+		// we have not heard of yet: then only evidence can speak for them.
+		if t.cfg.Current(p.id) || p.maps.Agrees(evidence) {
 			p.proven = true
-		case verdict == contradicts:
+		} else {
 			t.stats.stale.Add(1)
 			t.set(p, nil)
 		}
@@ -166,33 +166,21 @@ func (t *Table) Get(id ID, scope uint32, evidence []Evidence) *Process {
 	return p
 }
 
-// Agrees reports whether all evidence that the maps cover, and at least some, says the same as they do.
-func (m *Maps) Agrees(evidence []Evidence) bool { return m.judge(evidence) == agrees }
-
-// verdict is what evidence says about a table of mappings.
-type verdict uint8
-
-const (
-	unclear verdict = iota
-	agrees
-	contradicts
-)
-
-// judge compares maps with evidence. Programs that are linked to a fixed low address agree with one another there, so that
-// proves nothing; elsewhere addresses are random.
-func (m *Maps) judge(evidence []Evidence) verdict {
-	v := unclear
+// Agrees reports whether all evidence that the maps cover, and at least some, says the same as they do. Programs that are linked to a
+// fixed low address agree with one another there, so that proves nothing; elsewhere addresses are random.
+func (m *Maps) Agrees(evidence []Evidence) bool {
+	some := false
 	for _, e := range evidence {
 		c, ok := m.Find(e.Address)
 		switch {
 		case !ok: // mapped later, or the wrong maps
 		case c.FileOffset(e.Address) != e.Offset:
-			return contradicts
+			return false
 		case e.Address >= 1<<32:
-			v = agrees
+			some = true
 		}
 	}
-	return v
+	return some
 }
 
 // enter finds or makes a process.
@@ -339,7 +327,7 @@ func (t *Table) read(p *Process, atExec bool, evidence []Evidence) Change {
 	// At an exec the kernel may not know the process, for it was never sampled: the first stack will tell whether the maps are
 	// its own. Otherwise they need the kernel's word, after the read, that it has not exec'd.
 	if !atExec {
-		if !t.cfg.Current(p.id) && m.judge(evidence) != agrees {
+		if !t.cfg.Current(p.id) && !m.Agrees(evidence) {
 			t.stats.stale.Add(1)
 			p.gone = p.gone || p.proven // it was this program, and is another one now
 			return Change{}

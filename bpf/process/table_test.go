@@ -331,6 +331,38 @@ func TestReplacedMappingsServeLateStacks(t *testing.T) {
 	}
 }
 
+// A program that execs the next at once: by the time that its exec record is read, /proc shows the next one's maps, and its stacks
+// come before the record of the second exec. They are not named by the next program's files.
+func TestMapsOfTheNextProgramAreNotBelieved(t *testing.T) {
+	p := newProc(t)
+	now := uint64(1) // the exec count that the kernel knows
+	table, _ := p.table(func(c *Config) { c.Current = func(id ID) bool { return id.ExecID == now } })
+	low, high := []Evidence{{0x1010, 0x10}}, []Evidence{{0x7f0000001010, 0x10}}
+	for _, c := range []struct {
+		name     string
+		start    uint64
+		evidence []Evidence
+		known    bool // are the maps taken for the first program's
+	}{
+		{"a fixed address proves nothing", 0x1000, low, false},
+		{"nothing is said", 0x7f0000001000, nil, false},
+		{"only the same address space agrees at a random one", 0x7f0000001000, high, true},
+		{"another place of the file", 0x7f0000001000, []Evidence{{0x7f0000001010, 0x20}}, false},
+	} {
+		first := p.process(1, 10, at(c.start, 2))
+		first.ExecID, now = now+1, now+2 // it is the second one already
+		table.Exec(first, 1)
+		if got := table.Get(first, 1, c.evidence).Maps() != nil; got != c.known {
+			t.Errorf("%s: named by the second one's maps: %v", c.name, got)
+		}
+		second := first
+		second.ExecID = now
+		if table.Exec(second, 1); table.Get(second, 1, c.evidence).Maps() == nil {
+			t.Errorf("%s: the second program has no maps", c.name)
+		}
+	}
+}
+
 func TestMovedToAnotherScope(t *testing.T) {
 	p := newProc(t)
 	table, _ := p.table(nil)
