@@ -144,7 +144,8 @@ struct unwind_state {
 	u8 lr_known;
 	u8 guessed;	/* pc was found by a frame pointer that nobody vouches for: it must be in code */
 	u8 rows_missing; /* a frame was walked by frame pointer because its rows were not there yet */
-	u8 pad[3];
+	u8 sp_low; /* arm64: sp is only below the frame: the step was by frame pointer */
+	u8 pad[2];
 	struct stack_record record;
 	struct hints_record hints;
 	u64 kernel[MAX_KERNEL_FRAMES];

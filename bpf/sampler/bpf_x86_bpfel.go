@@ -178,7 +178,8 @@ type bpfUnwindState struct {
 	LrKnown       uint8
 	Guessed       uint8
 	RowsMissing   uint8
-	Pad           [3]uint8
+	SpLow         uint8
+	Pad           [2]uint8
 	Record        struct {
 		_      structs.HostLayout
 		Head   bpfRecord

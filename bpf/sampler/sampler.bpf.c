@@ -173,7 +173,7 @@ int sample(struct bpf_perf_event_data *ctx)
 		return 0;
 	}
 	st->frames = st->user_frames = st->tail_calls = 0;
-	st->return_address = st->guessed = st->rows_missing = 0;
+	st->return_address = st->guessed = st->rows_missing = st->sp_low = 0;
 	st->first = 1;
 	st->space = 0;
 	st->hash = hash_seed;

@@ -425,7 +425,7 @@ static __always_inline u32 walk__caller(struct unwind_state *st, u64 ra, u64 sp,
 	st->fp = fp;
 	st->return_address = 1;
 	st->first = st->first == IN_FIRST_FRAME ? IN_SECOND_FRAME : 0;
-	st->lr_known = 0;
+	st->lr_known = st->sp_low = 0;
 	return STEPPED;
 }
 
@@ -444,7 +444,12 @@ static __always_inline u32 walk__fp(struct unwind_state *st, struct memory *mem,
 		return walk__lost(st);
 	st->guessed = guarded;
 	st->bx_at = BX_UNKNOWN;
-	return walk__caller(st, ra, st->fp + sizeof(fp) + sizeof(ra), fp, code_mask);
+	u32 ended = walk__caller(st, ra, st->fp + sizeof(fp) + sizeof(ra), fp, code_mask);
+#if defined(__TARGET_ARCH_arm64)
+	/* A frame record is at the bottom of its frame or anywhere in it (AAPCS64 6.4.6), so where the frame ends nobody has said. */
+	st->sp_low = 1;
+#endif
+	return ended;
 }
 
 /* Out of a signal handler: the interrupted registers are on the stack. */
@@ -475,7 +480,7 @@ static __always_inline u32 walk__signal(struct unwind_state *st)
 	st->sp = r.sp;
 	st->fp = r.fp;
 	st->return_address = 0;
-	st->guessed = st->first = 0;
+	st->guessed = st->first = st->sp_low = 0;
 	return STEPPED;
 }
 
@@ -494,6 +499,15 @@ static __always_inline u32 walk__rule(struct unwind_state *st, struct memory *me
 		cfa = st->sp + 8 * cfa;
 	}
 	cfa += rule__cfa(rule);
+#if defined(__TARGET_ARCH_arm64)
+	/* The stack pointer is needed and not known. A function that saves the frame pointer and right above it the return address
+	 * makes a frame record, to which the frame pointer leads; of another one nothing is known. */
+	if (st->sp_low && rule__base(rule) == REG_SP) {
+		if (kind != RULE_NORMAL || fp_place != AT_CFA || ra_place != AT_CFA || last != fp_at + 8 || (st->fp & 7) || st->fp < st->sp)
+			return walk__lost(st);
+		cfa = st->fp - fp_at;
+	}
+#endif
 	if (kind == RULE_DEREF || kind == RULE_INDEXED) {
 		if (bpf_probe_read_user(&cfa, sizeof(cfa), (void *)cfa))
 			return OUTCOME_FAULT;

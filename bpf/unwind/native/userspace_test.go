@@ -55,7 +55,11 @@ func TestTheKernelsWalkEndsWhateverItMeets(t *testing.T) {
 					}
 				}
 				t.Logf("seed %d: %d frames, outcomes %v", seed, frames, outcomes)
-				for _, o := range []string{"complete", "chain_ended", "fault", "too_deep", "no_rows"} {
+				kinds := []string{"complete", "chain_ended", "fault", "no_rows"}
+				if target == "x86" { // on arm64 a walk is lost where a step by frame pointer meets a rule that needs the stack pointer
+					kinds = append(kinds, "too_deep")
+				}
+				for _, o := range kinds {
 					if outcomes[o] == 0 {
 						t.Errorf("seed %d: no walk ended as %s: the random tables are too dull", seed, o)
 					}
