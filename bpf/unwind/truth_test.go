@@ -86,7 +86,7 @@ func TestStacksWithoutFramePointers(t *testing.T) {
 					}
 					wrong = append(wrong, fmt.Sprintf("%4d %s", n, stack))
 				}
-				if total < 5 || late > 5 || float64(right) < 0.99*float64(total-late) {
+				if right < 5 || float64(right) < 0.99*float64(total-late) { // wantWhole bounds how many are late: an emulated machine reads tables slowly
 					sort.Strings(wrong)
 					t.Errorf("%s: %d of %d stacks are %s; others:\n%s", x.function, right, total, want, strings.Join(wrong, "\n"))
 				}
