@@ -9,8 +9,11 @@ import (
 	"path/filepath"
 	"regexp"
 	"sort"
+	"strconv"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 )
@@ -211,6 +214,39 @@ func main() { work(make([]byte, 1<<20)) }
 	}
 	if total < 100 || float64(right) < 0.99*float64(total) {
 		t.Errorf("%d of %d stacks of the hash are whole", right, total)
+	}
+}
+
+// What the walk keeps of an address belongs to one program: another one, at the same addresses and on the same CPU, has rules of its own.
+func TestTwoProgramsAtTheSameAddresses(t *testing.T) {
+	args := []string{"-O2", "-fomit-frame-pointer", "-fno-optimize-sibling-calls", "-no-pie"}
+	one := build(t, "one", "twin.c", append(args, "-DNAME=of_one", "-DFRAME=200")...)
+	two := build(t, "two", "twin.c", append(args, "-DNAME=of_two", "-DFRAME=400")...)
+	var cpus unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &cpus); err != nil {
+		t.Fatal(err)
+	}
+	cpu := 0
+	for !cpus.IsSet(cpu) {
+		cpu++
+	}
+	l := sample(t, exec.Command("sh", "-c", `taskset -c "$2" "$0" 3 & taskset -c "$2" "$1" 3; wait`, one, two, strconv.Itoa(cpu)))
+	for _, name := range []string{"of_one", "of_two"} {
+		right, total := uint64(0), uint64(0)
+		for stack, n := range l.stacks {
+			if strings.Contains(stack, name) {
+				total += n
+			}
+			if strings.HasPrefix(stack, "_start;") && strings.HasSuffix(stack, ";main;"+name+";spins") {
+				right += n
+			}
+		}
+		if right < 50 || float64(right) < 0.95*float64(total) {
+			t.Errorf("%d of %d stacks with %s are whole", right, total, name)
+		}
+	}
+	if n := l.names["decoy"]; n != 0 {
+		t.Errorf("%d samples were walked by the other program's table", n)
 	}
 }
 
