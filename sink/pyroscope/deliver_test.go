@@ -225,8 +225,9 @@ func TestPacingStaysBelowTheServersRate(t *testing.T) {
 	if st := settled(t, s, "p"); st[store.Delivered] != 8 || server.Total("") != total {
 		t.Errorf("states %v, total %d want %d", st, server.Total(""), total)
 	}
-	if server.Requests() != 8 {
-		t.Errorf("%d requests for 8 profiles: the server's rate was exceeded", server.Requests())
+	// On a machine that stalls, two requests that left apart may arrive together, and one is sent again; without pacing each is, and more than once.
+	if n := server.Requests(); n < 8 || n > 10 {
+		t.Errorf("%d requests for 8 profiles: the server's rate was exceeded", n)
 	}
 }
 
