@@ -52,7 +52,8 @@ type agent struct {
 	rights     privilege.Set
 	hierarchy  cgroupfs.Hierarchy
 	unwinders  []unwind.Unwinder
-	sampler    *sampler.Sampler
+	sampler    sampling
+	blind      *blind // the sampler, where the rights for one are missing; else nil
 	registry   *registry.Registry
 	sources    []container.Source
 	units      *systemd.Source // one of the sources: it is told of a new configuration
@@ -85,11 +86,12 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 		return nil, fmt.Errorf("learn the name of this node: %w", err)
 	}
 
-	// Rights: what is missing is said once and by name; that nothing can be sampled is the sampler's to say.
+	// Rights: what is missing is said once and by name.
 	if a.rights, err = privilege.Of("self"); err != nil {
 		return nil, err
 	}
-	for _, c := range a.rights.Missing() {
+	missing := a.rights.Missing()
+	for _, c := range missing {
 		if !c.Essential {
 			log.Warn("a capability is missing", "capability", c.Name, "lost", c.Lost, "remedy", c.Remedy())
 		}
@@ -101,20 +103,25 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	}
 	code := native.New()
 	a.unwinders = []unwind.Unwinder{code}
-	a.sampler, err = sampler.Open(sampler.Config{
+	kernelSide, err := sampler.Open(sampler.Config{
 		FrequencyHz:      cfg.Sampling.Frequency,
 		UntestedKernel:   cfg.Sampling.UntestedKernel,
 		CgroupController: a.hierarchy.Controller,
 		Unwinders:        a.unwinders,
 		Log:              log,
 	})
-	if err != nil {
+	var scopes registry.Scopes
+	if err == nil {
+		a.sampler, scopes = kernelSide, kernelSide.Scopes()
+	} else if a.blind = blinded(missing, err); a.blind != nil {
+		a.sampler, scopes = a.blind, a.blind
+	} else {
 		return nil, err
 	}
 
 	// Containers: sources speak to the registry, the registry to the scopes.
 	a.registry = registry.New(registry.Config{
-		Scopes:          a.sampler.Scopes(),
+		Scopes:          scopes,
 		Frequency:       cfg.Sampling.Frequency,
 		Targets:         targetRules(cfg),
 		ContainerLabels: labelPolicy(cfg),
@@ -209,6 +216,11 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 		return err
 	}
 	defer func() { err = errors.Join(err, a.sampler.Close()) }()
+	if a.blind != nil {
+		for _, c := range a.blind.lacks {
+			log.Error("a capability is missing", "capability", c.Name, "lost", c.Lost, "remedy", c.Remedy(), "err", a.blind.err)
+		}
+	}
 	a.notify.starting(cfg.Sampling.Window)
 
 	// Sinks: the store first; it is the queue of the others.
@@ -259,7 +271,7 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 			a.notify.ready()
 		}
 	}()
-	err = a.sample(ctx, watched{a.pipeline, a.notify, a.inScope})
+	err = a.sample(ctx, watched{a.pipeline, a.notify, a.state})
 	a.writer.flush()
 	stopServing()
 	return errors.Join(err, servers.Wait())
@@ -267,6 +279,14 @@ func runAgent(ctx context.Context, cfg config.Config, log *slog.Logger, version 
 
 // syncWait is how long the service manager waits for sources to tell what already runs.
 const syncWait = 5 * time.Second
+
+// state is what the service manager shows of the agent.
+func (a *agent) state() string {
+	if a.blind != nil {
+		return a.blind.Error()
+	}
+	return fmt.Sprintf("%d containers in scope", a.inScope())
+}
 
 // inScope counts the containers whose samples are taken now.
 func (a *agent) inScope() (n int) {
@@ -308,7 +328,7 @@ func (a *agent) sample(ctx context.Context, h sampler.Handler) error {
 	sources.Go(func() error { a.sweep(ctx); return nil })
 	for _, u := range a.unwinders {
 		r, ok := u.(unwind.Runner)
-		if !ok {
+		if !ok || a.blind != nil { // nothing to unwind for
 			continue
 		}
 		sources.Go(func() error {
@@ -419,6 +439,9 @@ func startLocal(ctx context.Context, cfg config.Config, log *slog.Logger) (web.B
 	a, err := newAgent(cfg, log, buildVersion())
 	if err != nil {
 		return nil, nil, err
+	}
+	if a.blind != nil { // it would have nothing to show
+		return nil, nil, a.blind
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	done := make(chan error, 1)

@@ -102,6 +102,9 @@ func webContainer(r registry.Record) web.Container {
 
 // Top implements [web.Backend].
 func (b backend) Top(context.Context) (web.Top, error) {
+	if b.a.blind != nil {
+		return web.Top{}, b.a.blind.refusal()
+	}
 	start, end, windows := b.a.pipeline.lastWindow()
 	top := web.Top{WindowStart: start, WindowEnd: end, Containers: []web.TopContainer{}}
 	seconds := end.Sub(start).Seconds()
@@ -178,6 +181,9 @@ const maxRecordingTime = time.Hour
 // its own time; in between, what it has grows with the agent's own windows.
 func (b backend) Record(ctx context.Context, r web.RecordRequest, progress func(web.RecordProgress)) (*profile.Profile, error) {
 	a := b.a
+	if a.blind != nil {
+		return nil, a.blind.refusal()
+	}
 	duration := time.Duration(r.Duration)
 	if duration <= 0 || duration > maxRecordingTime {
 		return nil, &web.Error{Status: http.StatusBadRequest, Message: fmt.Sprintf("a recording of %v", duration), Remedy: "ask for more than 0 s and at most " + maxRecordingTime.String()}

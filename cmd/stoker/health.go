@@ -15,7 +15,9 @@ func (b backend) Health() web.Health {
 		h.Parts = append(h.Parts, web.HealthPart{Name: name, State: state, Message: message, Remedy: remedy})
 	}
 	kernelErr := a.kernelErr
-	if st, err := a.sampler.Stats(); err != nil {
+	if a.blind != nil {
+		part("sampler", web.Failing, a.blind.Error(), a.blind.Remedy())
+	} else if st, err := a.sampler.Stats(); err != nil {
 		part("sampler", web.Failing, err.Error(), "restart stoker")
 	} else {
 		part("sampler", web.OK, fmt.Sprintf("%d containers in scope", st.Scopes), "")
@@ -29,7 +31,11 @@ func (b backend) Health() web.Health {
 		}
 	}
 	for _, c := range a.rights.Missing() {
-		part(c.Name, web.Degraded, "missing: "+c.Lost, c.Remedy())
+		state := web.Degraded
+		if c.Essential {
+			state = web.Failing
+		}
+		part(c.Name, state, "missing: "+c.Lost, c.Remedy())
 		if c.Name == "CAP_SYSLOG" {
 			kernelErr = nil // that is why
 		}

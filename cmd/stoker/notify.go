@@ -48,12 +48,12 @@ func (n notifier) reloading() {
 // sampler has read the kernel's counts and the pipeline has worked on them. Windows end when nothing is in scope, too.
 type watched struct {
 	*pipeline
-	notify     notifier
-	containers func() int // in scope now
+	notify notifier
+	state  func() string // what to show, in a few words
 }
 
 // Window implements [sampler.Handler].
 func (w watched) Window(win sampler.Window) {
 	w.pipeline.Window(win)
-	w.notify.say(fmt.Sprintf("%s\nSTATUS=%d containers in scope", daemon.SdNotifyWatchdog, w.containers()))
+	w.notify.say(daemon.SdNotifyWatchdog + "\nSTATUS=" + w.state())
 }

@@ -2,10 +2,12 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"maps"
+	"net/http"
 	"os"
 	"slices"
 	"strings"
@@ -89,6 +91,9 @@ Asks the agent. Without one it finds the containers itself, as root, and CPU sta
 			return err
 		}
 		top, err := agent.Top(cmd.Context())
+		if refusal := (*web.Error)(nil); errors.As(err, &refusal) && refusal.Status == http.StatusNotImplemented {
+			err = nil // an agent that may not sample: each container says so
+		}
 		if err != nil {
 			return err
 		}

@@ -25,7 +25,8 @@ func (a *app) runCommand() *cobra.Command {
 where one is configured, and serve the UI on http://127.0.0.1:4041.
 
 Needs root, or a user with CAP_BPF, CAP_PERFMON, CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH, CAP_CHECKPOINT_RESTORE and CAP_SYSLOG
-who may use the runtimes' sockets. With no configuration at all it profiles every container and keeps the profiles here.
+who may use the runtimes' sockets; without CAP_BPF or CAP_PERFMON it only watches, and "stoker doctor" says what to do. With no
+configuration at all it profiles every container and keeps the profiles here.
 
 SIGTERM and Ctrl-C write the last window and end it; a second one ends it at once. SIGHUP reads the configuration again and
 takes over what can change while it runs; "stoker config show" says which keys those are.

@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -81,17 +83,21 @@ func TestUnknownKeyIsNamedWithItsNeighbour(t *testing.T) {
 	}
 }
 
+// Without any capability an agent watches and says so, and a sampler for one command does not start: the machine cannot do it.
 func TestNoCapabilities(t *testing.T) {
-	a := newAgent(t, options{wrap: []string{"setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"}})
+	wrap := []string{"setpriv", "--bounding-set=-all", "--inh-caps=-all", "--no-new-privs"}
+	a := newAgent(t, options{wrap: wrap})
+	alone := exec.Command(wrap[0], append(wrap[1:], run.stoker, "record", "--own-sampler", "-d", "1s", "-o", "-", "--config", a.config)...)
+	out, err := alone.CombinedOutput()
+	var exit *exec.ExitError
+	if !errors.As(err, &exit) || exit.ExitCode() != 4 || !strings.Contains(string(out), "CAP_BPF and CAP_PERFMON are missing") {
+		t.Errorf("stoker record: %v, want exit code 4 and why: %s", err, out)
+	}
 	a.start(t)
-	if code := a.wait(t); code != 4 {
-		t.Errorf("exit code %d, want 4: the machine cannot do it", code)
-	}
-	for _, want := range []string{"CAP_BPF", "CAP_PERFMON"} {
-		if !strings.Contains(a.log.String(), want) {
-			t.Errorf("the message does not say %q:\n%s", want, a.log.String())
-		}
-	}
+	a.watches(t)
+	a.says(t, "level=ERROR", "CAP_BPF")
+	a.says(t, "level=ERROR", "CAP_PERFMON")
+	a.stop(t)
 }
 
 // A store that cannot be read is set aside, with a line that says where to, and the agent starts a fresh one.

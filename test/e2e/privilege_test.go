@@ -65,8 +65,12 @@ func TestEachCapabilityAndWhatIsLostWithoutIt(t *testing.T) {
 				}
 				a.start(t)
 				if c.Essential {
-					if code := a.wait(t); code != 4 || !strings.Contains(a.log.String(), c.Name) {
-						t.Errorf("exit code %d, want 4, with the capability's name:\n%s", code, tail(a.log.String(), 5))
+					a.watches(t)
+					a.tells(t, c.Name, user == "nobody")
+					a.refuses(t, c.Name, boxes[plain].id)
+					a.stop(t)
+					if n := len(a.profiles(t, "")); n > 0 {
+						t.Errorf("%d profiles, and nothing can be sampled", n)
 					}
 					return
 				}
@@ -75,6 +79,9 @@ func TestEachCapabilityAndWhatIsLostWithoutIt(t *testing.T) {
 					a.stored(t, b.id, "profile of "+what, func(p sink.Profile) bool { return p.Total > int64(30*time.Millisecond) })
 				}
 				a.tells(t, c.Name, user == "nobody")
+				if c.Name == "nothing" {
+					a.namesRows(t, boxes)
+				}
 				a.stop(t)
 				for what, b := range boxes {
 					want := true
@@ -98,6 +105,42 @@ func TestEachCapabilityAndWhatIsLostWithoutIt(t *testing.T) {
 	}
 }
 
+// watches waits until an agent answers that may not sample, which is not called healthy.
+func (a *agent) watches(t *testing.T) {
+	t.Helper()
+	eventually(t, 20*time.Second, "the agent answers", func() error {
+		if _, err := a.get("/metrics"); err != nil {
+			return err
+		}
+		return nil
+	})
+	if _, err := a.get("/healthz"); err == nil || !strings.Contains(err.Error(), "503") || !strings.Contains(err.Error(), "nothing is sampled") {
+		t.Errorf("/healthz: %v, want 503, and that nothing is sampled", err)
+	}
+}
+
+// refuses checks what an agent does that lacks a capability without which nothing is sampled: it knows the containers and says of each why
+// it is not profiled, and whoever asks for samples learns why there are none.
+func (a *agent) refuses(t *testing.T, lacks, id string) {
+	t.Helper()
+	eventually(t, 20*time.Second, "the container is known", func() error {
+		out, errs, code := a.command(t, "ps", "-o", "json", id)
+		var list []struct{ State, Reason string }
+		if err := json.Unmarshal([]byte(out), &list); err != nil || code != 0 || len(list) != 1 {
+			return fmt.Errorf("stoker ps: exit code %d, %v: %s%s", code, err, out, errs)
+		}
+		if list[0].State != "failed" || !strings.Contains(list[0].Reason, "nothing is sampled: "+lacks+" is missing") {
+			return fmt.Errorf("%s: %s", list[0].State, list[0].Reason)
+		}
+		return nil
+	})
+	for _, args := range [][]string{{"top", "--once"}, {"record", "-d", "1s", "-o", "-"}} {
+		if out, errs, code := a.command(t, args...); code != 4 || out != "" || !strings.Contains(errs, lacks+" is missing") || !strings.Contains(errs, "CapabilityBoundingSet=") {
+			t.Errorf("stoker %s: exit code %d, want 4 and the remedy: %s%s", strings.Join(args, " "), code, out, errs)
+		}
+	}
+}
+
 // tells checks that doctor, the metric and the log name the capability that the agent lacks, and no other. bystander: the agent may
 // not use the engines' sockets.
 func (a *agent) tells(t *testing.T, lacks string, bystander bool) {
@@ -105,8 +148,14 @@ func (a *agent) tells(t *testing.T, lacks string, bystander bool) {
 	// Doctor looks at the agent that runs, not at itself.
 	out, errs, code := a.command(t, "doctor", "--output", "json")
 	var rows []doctor.Row
-	if err := json.Unmarshal([]byte(out), &rows); err != nil || code != 0 {
-		t.Errorf("doctor: exit code %d, %v: %s%s", code, err, out, errs)
+	wantCode := 0
+	for _, c := range privilege.Table {
+		if c.Name == lacks && c.Essential {
+			wantCode = 4
+		}
+	}
+	if err := json.Unmarshal([]byte(out), &rows); err != nil || code != wantCode {
+		t.Errorf("doctor: exit code %d, want %d, %v: %s%s", code, wantCode, err, out, errs)
 	}
 	page, err := a.get("/metrics")
 	if err != nil {
@@ -114,9 +163,13 @@ func (a *agent) tells(t *testing.T, lacks string, bystander bool) {
 	}
 	for _, c := range privilege.Table {
 		missing := c.Name == lacks
+		state := doctor.Degraded
+		if c.Essential {
+			state = doctor.Broken
+		}
 		var said bool
 		for _, r := range rows {
-			said = said || r.Check == c.Name && r.State == doctor.Degraded && strings.Contains(r.Detail, c.Lost) && r.Remedy != ""
+			said = said || r.Check == c.Name && r.State == state && strings.Contains(r.Detail, c.Lost) && r.Remedy != ""
 		}
 		metric := strings.Contains(string(page), fmt.Sprintf("stoker_capability{capability=%q} 0", c.Name))
 		logged := strings.Contains(a.log.String(), "capability="+c.Name) && strings.Contains(a.log.String(), c.Lost)
@@ -130,6 +183,25 @@ func (a *agent) tells(t *testing.T, lacks string, bystander bool) {
 	}
 	if barred != bystander {
 		t.Errorf("doctor says that the agent may not use containerd's socket: %t, want %t\n%s", barred, bystander, out)
+	}
+}
+
+// namesRows checks doctor's findings about the programs of the containers: it has all rights, so that nothing of them is out of its reach.
+func (a *agent) namesRows(t *testing.T, boxes map[string]*box) {
+	t.Helper()
+	out, errs, _ := a.command(t, "doctor", "--output", "json")
+	var rows []doctor.Row
+	if err := json.Unmarshal([]byte(out), &rows); err != nil {
+		t.Fatalf("doctor: %v: %s%s", err, out, errs)
+	}
+	for what, b := range boxes {
+		var said bool
+		for _, r := range rows {
+			said = said || r.Area == "symbols" && strings.HasPrefix(b.id, r.Check) && r.State == doctor.OK && strings.Contains(r.Detail, "with all names")
+		}
+		if !said {
+			t.Errorf("doctor does not say that the functions of %s (%s) have names:\n%s", what, b.id, out)
+		}
 	}
 }
 
