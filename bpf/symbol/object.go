@@ -37,6 +37,7 @@ type Object struct {
 	mini     *table // of MiniDebugInfo: what .symtab would have said and .dynsym does not
 	golang   *goTable
 	debug    DebugSource
+	stripped bool // no table tells of functions that are not exported
 	degraded bool // lines or functions were left out for their size
 
 	id    identity
@@ -71,6 +72,7 @@ func parse(r io.ReaderAt, size, budget int64) (*Object, error) {
 	if err := o.reduce(err); err != nil {
 		return nil, err
 	}
+	o.stripped = m.section(".symtab") == nil && o.mini == nil && (o.golang == nil || o.golang.records == nil)
 	if o.golang.bytesHeld()+o.table.bytesHeld()+o.mini.bytesHeld() > budget {
 		o.table, o.mini, o.degraded = nil, nil, true
 	}
@@ -104,6 +106,13 @@ func (o *Object) KernelBuildID() (id [20]byte, ok bool) {
 	copy(id[:], b)
 	return id, true
 }
+
+// Stripped reports whether the file has lost the names of the functions that it does not export: it has no .symtab, MiniDebugInfo or
+// pclntab. A separate debug file may have them ([DebugFinder.Separate]).
+func (o *Object) Stripped() bool { return o.stripped }
+
+// Named reports whether the file names any function at all.
+func (o *Object) Named() bool { return o.table != nil || o.mini != nil || o.golang != nil }
 
 // Bytes is the memory that o occupies.
 func (o *Object) Bytes() int64 { return o.bytes }

@@ -16,11 +16,15 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/sampler"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/cmd/stoker/doctor"
+	"github.com/stoker-profiler/stoker/cmd/stoker/target"
 	"github.com/stoker-profiler/stoker/hook/oci/install"
 	"github.com/stoker-profiler/stoker/internal/unixsocket"
+	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
+	"github.com/stoker-profiler/stoker/runtime/container"
 	"github.com/stoker-profiler/stoker/runtime/containerd"
 	"github.com/stoker-profiler/stoker/runtime/crio"
 	"github.com/stoker-profiler/stoker/runtime/docker"
+	"github.com/stoker-profiler/stoker/runtime/registry"
 	"github.com/stoker-profiler/stoker/sink/pyroscope"
 	"github.com/stoker-profiler/stoker/sink/web"
 )
@@ -30,10 +34,12 @@ func (a *app) doctorCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "doctor",
 		Short: "What works on this machine, what does not, and how to mend it",
-		Long: `Look at everything that stoker needs: the kernel, rights, engines' sockets, the store, Pyroscope servers, the agent if one runs.
-Nothing is changed, and servers get no profile. STATE is ok; degraded: stoker works, and something is missing that is named; or broken:
-nothing would be sampled, or what the configuration asks for cannot be. Exit code 4 if anything is broken. docs/privileges.md tells what
-each right is for, docs/troubleshooting.md goes by symptom.
+		Long: `Look at everything that stoker needs: the kernel, rights, engines' sockets, the store, Pyroscope servers, the agent if one runs,
+and whether the functions of each running container have names, or why not. Nothing is changed, and servers get no profile.
+
+STATE is ok; degraded: stoker works, and something is missing that is named; or broken: nothing would be sampled, or what the
+configuration asks for cannot be. Exit code 4 if anything is broken. docs/privileges.md tells what each right is for,
+docs/troubleshooting.md goes by symptom.
 
 --bundle writes what a bug report needs into a file: these findings, the version, the configuration, the agent's metrics, state, containers
 and recent log, and facts about the kernel. Passwords, tokens, headers and the values of containers' labels are left out.`,
@@ -140,7 +146,48 @@ func (a *app) examine(ctx context.Context, cfg config.Config) []doctor.Row {
 	if cfg.Web.Listen != config.Off {
 		checks = append(checks, doctor.Listen(cfg.Web.Listen, running))
 	}
-	return doctor.Run(ctx, checks)
+	rows := doctor.Run(ctx, checks, doctor.Patience)
+	symbols := doctor.Symbols(func(ctx context.Context) ([]doctor.Container, error) {
+		return symbolContainers(ctx, cfg.Socket, running)
+	}, cfg.Symbols.Debuginfod.URLs != nil)
+	return append(rows, doctor.Run(ctx, []doctor.Check{symbols}, doctor.SymbolsPatience)...)
+}
+
+// symbolContainers are the containers whose programs' names matter: those that the agent profiles, or all that have a cgroup.
+func symbolContainers(ctx context.Context, socket string, running bool) ([]doctor.Container, error) {
+	h, err := cgroupfs.Detect()
+	if err != nil {
+		return nil, err
+	}
+	var out []doctor.Container
+	add := func(name, cgroup string) {
+		out = append(out, doctor.Container{Name: name, Processes: func() ([]int, error) { return h.Processes(cgroup) }})
+	}
+	if running {
+		all, err := newClient(socket).Containers(ctx)
+		if err != nil {
+			return nil, err
+		}
+		for _, c := range all {
+			if c.GoneAt.IsZero() && c.CgroupPath != "" && c.State != registry.Excluded.String() {
+				add(target.Name(c.Name, c.KubernetesContainer, c.ID), c.CgroupPath)
+			}
+		}
+		return out, nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	err = cgroupfs.NewScanner(h, nil).Run(ctx, func(e container.Event) {
+		if e.Type == container.Synced {
+			cancel()
+		} else if e.Type == container.Upsert {
+			add(target.Name(e.Container.Name, e.Container.KubernetesContainer, e.Container.ID), e.Container.CgroupPath)
+		}
+	})
+	if err != nil && !errors.Is(err, context.Canceled) {
+		return nil, err
+	}
+	return out, nil
 }
 
 // agentProcess is the process that listens at the agent's socket: its pid, or "self" and false where there is none.
@@ -191,23 +238,24 @@ func agentFinding(ctx context.Context, socket, process string, running bool) []d
 
 // engines are the sockets that the agent would look at.
 func engines(cfg config.Config) (all []doctor.Engine) {
-	add := func(name string, configured, usual []string) {
+	type version = func(ctx context.Context, socket string) (string, error)
+	add := func(name string, configured, usual []string, ask version) {
 		if len(configured) == 1 && configured[0] == config.Off {
 			return
 		}
 		for _, at := range configured {
-			all = append(all, doctor.Engine{Name: name, Socket: strings.TrimPrefix(at, "unix://"), Wanted: true})
+			all = append(all, doctor.Engine{Name: name, Socket: strings.TrimPrefix(at, "unix://"), Wanted: true, Version: ask})
 		}
 		if len(configured) == 0 {
 			for _, at := range usual {
-				all = append(all, doctor.Engine{Name: name, Socket: at})
+				all = append(all, doctor.Engine{Name: name, Socket: at, Version: ask})
 			}
 		}
 	}
-	add("containerd", cfg.Runtimes.Containerd.Address, containerd.UsualAddresses())
-	add("docker", cfg.Runtimes.Docker.Address, []string{docker.DefaultAddress})
-	add("podman", cfg.Runtimes.Podman.Address, nil) // needs no service
-	add("crio", cfg.Runtimes.CRIO.Address, []string{crio.DefaultAddress})
+	add("containerd", cfg.Runtimes.Containerd.Address, containerd.UsualAddresses(), containerd.Version)
+	add("docker", cfg.Runtimes.Docker.Address, []string{docker.DefaultAddress}, doctor.DockerVersion)
+	add("podman", cfg.Runtimes.Podman.Address, nil, doctor.DockerVersion) // needs no service
+	add("crio", cfg.Runtimes.CRIO.Address, []string{crio.DefaultAddress}, crio.Version)
 	all = append(all, doctor.Engine{Name: "nri", Socket: cfg.Runtimes.NRI.Socket, Wanted: cfg.Runtimes.NRI.Enabled})
 	return all
 }

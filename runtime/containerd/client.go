@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -15,17 +14,18 @@ import (
 	eventsservice "github.com/containerd/containerd/api/services/events/v1"
 	"github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/containerd/api/types"
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/emptypb"
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
 	"github.com/stoker-profiler/stoker/runtime/internal/follow"
+	"github.com/stoker-profiler/stoker/runtime/internal/rpc"
 )
 
 const (
@@ -163,22 +163,27 @@ func inNamespace(ctx context.Context, namespace string) context.Context {
 // connection is one connection, and what is received and read over it.
 type connection = follow.Connection[*types.Envelope, listed]
 
+// Version asks the containerd behind a socket which one it is. It takes as long as ctx allows.
+func Version(ctx context.Context, address string) (string, error) {
+	conn, err := rpc.Dial(ctx, address, callTimeout, maxMessage)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	v, err := version.NewVersionClient(conn).Version(ctx, &emptypb.Empty{})
+	if err != nil {
+		return "", fmt.Errorf("ask for the version: %w", err)
+	}
+	if v.GetVersion() == "" {
+		return "", errors.New("it answers, and tells no version")
+	}
+	return fmt.Sprintf("%.40s", v.GetVersion()), nil
+}
+
 // Connect implements [follow.Engine].
 func (t *table) Connect(ctx context.Context) (_ connection, err error) {
 	c := t.Client
-	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		return (&net.Dialer{Timeout: c.times.call}).DialContext(ctx, "unix", c.address)
-	}
-	// Ask the kernel first: its answer (no socket, no permission, nobody listens) is clearer than gRPC's.
-	probe, err := dial(ctx, "")
-	if err != nil {
-		return connection{}, err
-	}
-	if err := probe.Close(); err != nil {
-		return connection{}, err
-	}
-	conn, err := grpc.NewClient("passthrough:///"+c.address, grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithDisableServiceConfig(), grpc.WithAuthority("localhost"))
+	conn, err := rpc.Dial(ctx, c.address, c.times.call, maxMessage)
 	if err != nil {
 		return connection{}, err
 	}

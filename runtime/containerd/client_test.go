@@ -2,6 +2,7 @@ package containerd
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -592,4 +593,28 @@ func FuzzDescribe(f *testing.F) {
 			t.Errorf("%+v, %+v", d, p)
 		}
 	})
+}
+
+func TestVersionIsAsked(t *testing.T) {
+	f := newFake(t)
+	ask := func() (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return Version(ctx, f.socket())
+	}
+	if _, err := ask(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("nobody there: %v", err)
+	}
+	f.start()
+	if _, err := ask(); err == nil || !strings.Contains(err.Error(), "tells no version") {
+		t.Errorf("no version: %v", err)
+	}
+	f.version = "2.4.2"
+	if v, err := ask(); err != nil || v != "2.4.2" {
+		t.Errorf("%q, %v", v, err)
+	}
+	f.version = strings.Repeat("9", 1000)
+	if v, err := ask(); err != nil || len(v) != 40 {
+		t.Errorf("%q, %v", v, err)
+	}
 }

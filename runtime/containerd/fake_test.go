@@ -16,6 +16,7 @@ import (
 	eventsservice "github.com/containerd/containerd/api/services/events/v1"
 	"github.com/containerd/containerd/api/services/namespaces/v1"
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/services/version/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/containerd/api/types/task"
 	"google.golang.org/grpc"
@@ -24,6 +25,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
@@ -34,10 +36,12 @@ import (
 // fake is a containerd made of maps, on a real unix socket, with a cgroup tree and a /proc made of files.
 type fake struct {
 	eventsservice.UnimplementedEventsServer
+	version.UnimplementedVersionServer
 
-	t      *testing.T
-	dir    string
-	server *grpc.Server
+	t       *testing.T
+	dir     string
+	server  *grpc.Server
+	version string // what it says it is
 
 	mu          sync.Mutex
 	records     map[key]*containers.Container
@@ -91,7 +95,12 @@ func (f *fake) start() {
 	tasks.RegisterTasksServer(f.server, fakeTasks{f: f})
 	namespaces.RegisterNamespacesServer(f.server, fakeNamespaces{f: f})
 	eventsservice.RegisterEventsServer(f.server, f)
+	version.RegisterVersionServer(f.server, f)
 	go f.server.Serve(l)
+}
+
+func (f *fake) Version(context.Context, *emptypb.Empty) (*version.VersionResponse, error) {
+	return &version.VersionResponse{Version: f.version}, nil
 }
 
 func (f *fake) stop() {

@@ -6,20 +6,18 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"sync/atomic"
 	"syscall"
 	"time"
 
-	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 	cri "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 	"github.com/stoker-profiler/stoker/runtime/container"
 	"github.com/stoker-profiler/stoker/runtime/internal/follow"
+	"github.com/stoker-profiler/stoker/runtime/internal/rpc"
 )
 
 const (
@@ -153,37 +151,44 @@ func (c *Client) Run(ctx context.Context, emit func(container.Event)) error {
 // Connect implements [follow.Engine].
 func (t *table) Connect(ctx context.Context) (follow.Connection[hint, listed], error) {
 	var none follow.Connection[hint, listed]
-	dial := func(ctx context.Context, _ string) (net.Conn, error) {
-		return (&net.Dialer{Timeout: t.times.call}).DialContext(ctx, "unix", t.address)
-	}
-	// Ask the kernel first: its answer (no socket, no permission, nobody listens) is clearer than gRPC's.
-	probe, err := dial(ctx, "")
-	if err != nil {
-		return none, err
-	}
-	if err := probe.Close(); err != nil {
-		return none, err
-	}
-	conn, err := grpc.NewClient("passthrough:///"+t.address, grpc.WithContextDialer(dial), grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage)), grpc.WithDisableServiceConfig(), grpc.WithAuthority("localhost"))
+	conn, err := rpc.Dial(ctx, t.address, t.times.call, maxMessage)
 	if err != nil {
 		return none, err
 	}
 	api := cri.NewRuntimeServiceClient(conn)
 	call, cancel := context.WithTimeout(ctx, t.times.call)
 	defer cancel()
-	v, err := api.Version(call, &cri.VersionRequest{})
-	switch {
-	case err != nil:
-		return none, errors.Join(fmt.Errorf("ask for the version: %w", err), conn.Close())
-	case v.GetRuntimeName() != runtimeName:
-		return none, errors.Join(fmt.Errorf("%w: %.80q", errNotCRIO, v.GetRuntimeName()), conn.Close())
+	version, err := ask(call, api)
+	if err != nil {
+		return none, errors.Join(err, conn.Close())
 	}
 	t.api = api
 	return follow.Connection[hint, listed]{
 		Receive: t.receive, List: t.list, Close: func() { _ = conn.Close() }, // it was ours alone
-		About: []any{"version", fmt.Sprintf("%.40s", v.GetRuntimeVersion())},
+		About: []any{"version", version},
 	}, nil
+}
+
+// ask makes sure that it is CRI-O, and returns which.
+func ask(ctx context.Context, api cri.RuntimeServiceClient) (version string, err error) {
+	v, err := api.Version(ctx, &cri.VersionRequest{})
+	if err != nil {
+		return "", fmt.Errorf("ask for the version: %w", err)
+	}
+	if v.GetRuntimeName() != runtimeName {
+		return "", fmt.Errorf("%w: %.80q", errNotCRIO, v.GetRuntimeName())
+	}
+	return fmt.Sprintf("%.40s", v.GetRuntimeVersion()), nil
+}
+
+// Version asks the CRI-O behind a socket which one it is. It takes as long as ctx allows.
+func Version(ctx context.Context, address string) (string, error) {
+	conn, err := rpc.Dial(ctx, address, callTimeout, maxMessage)
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	return ask(ctx, cri.NewRuntimeServiceClient(conn))
 }
 
 // receive gives hints to the loop: CRI-O itself has no stream that we could follow. That it is gone shows in the next list.

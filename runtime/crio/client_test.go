@@ -382,3 +382,23 @@ func FuzzParseStatus(f *testing.F) {
 		}
 	})
 }
+
+func TestVersionIsAsked(t *testing.T) {
+	f := newFake(t)
+	ask := func() (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+		defer cancel()
+		return Version(ctx, f.socket())
+	}
+	if _, err := ask(); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("nobody there: %v", err)
+	}
+	f.start()
+	if v, err := ask(); err != nil || v != version {
+		t.Errorf("%q, %v", v, err)
+	}
+	f.with(func() { f.name = "containerd" })
+	if v, err := ask(); !errors.Is(err, errNotCRIO) {
+		t.Errorf("another runtime: %q, %v", v, err)
+	}
+}

@@ -17,10 +17,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Engine is a container engine's socket. Wanted: the configuration names it; else it is one of the usual places.
+// Engine is a container engine's socket. Wanted: the configuration names it; else it is one of the usual places. Version asks the engine
+// behind it for its version, which also shows that it answers; nil: that it takes connections is all that is tried.
 type Engine struct {
 	Name, Socket string
 	Wanted       bool
+	Version      func(ctx context.Context, socket string) (string, error)
 }
 
 // Engines is one check for each socket.
@@ -48,18 +50,18 @@ func engine(ctx context.Context, e Engine) []Finding {
 		return []Finding{{at, Degraded, err.Error(), "systemctl status " + e.Name}}
 	}
 	conn.Close()
-	if e.Name != "docker" && e.Name != "podman" {
+	if e.Version == nil {
 		return []Finding{{at, OK, "takes connections", ""}}
 	}
-	version, err := engineVersion(ctx, e.Socket)
+	version, err := e.Version(ctx, e.Socket)
 	if err != nil {
 		return []Finding{{at, Degraded, "takes connections and does not answer as an engine does: " + err.Error(), "systemctl restart " + e.Name}}
 	}
 	return []Finding{{at, OK, "version " + version, ""}}
 }
 
-// engineVersion asks Docker's API, which Podman has too (GET /version).
-func engineVersion(ctx context.Context, socket string) (string, error) {
+// DockerVersion asks Docker's API, which Podman has too (GET /version).
+func DockerVersion(ctx context.Context, socket string) (string, error) {
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}}

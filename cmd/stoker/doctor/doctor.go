@@ -48,14 +48,12 @@ func one(state State, detail, remedy string) []Finding {
 	return []Finding{{State: state, Detail: detail, Remedy: remedy}}
 }
 
-// patience is how long a check may take.
-const patience = 3 * time.Second
+// Patience is how long a check may take that looks at one thing.
+const Patience = 3 * time.Second
 
-// Run runs all checks at once and returns their findings in the order of the checks. A check that does not end in time is a
-// finding itself; its goroutine is left behind, for nothing can end a system call that hangs.
-func Run(ctx context.Context, checks []Check) []Row { return run(ctx, checks, patience) }
-
-func run(ctx context.Context, checks []Check, patience time.Duration) []Row {
+// Run runs all checks at once, each for as long as patience, and returns their findings in the order of the checks. A check that does
+// not end in time is a finding itself; its goroutine is left behind, for nothing can end a system call that hangs.
+func Run(ctx context.Context, checks []Check, patience time.Duration) []Row {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	found := make([]chan []Finding, len(checks))

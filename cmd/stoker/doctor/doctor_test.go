@@ -16,7 +16,7 @@ import (
 func TestACheckThatHangsHoldsUpNothing(t *testing.T) {
 	release := make(chan struct{})
 	t.Cleanup(func() { close(release) })
-	rows := run(t.Context(), []Check{
+	rows := Run(t.Context(), []Check{
 		{"a", "hangs", func(context.Context) []Finding { <-release; return nil }},
 		{"b", "heeds", func(ctx context.Context) []Finding { <-ctx.Done(); return one(Degraded, "waited", "x") }},
 		{"c", "works", func(context.Context) []Finding { return one(OK, "fine", "") }},
@@ -39,7 +39,7 @@ func TestACheckThatHangsHoldsUpNothing(t *testing.T) {
 func findings(t *testing.T, c Check) string {
 	t.Helper()
 	var b strings.Builder
-	for _, r := range run(t.Context(), []Check{c}, time.Second) {
+	for _, r := range Run(t.Context(), []Check{c}, time.Second) {
 		if r.State != OK && r.Remedy == "" {
 			t.Errorf("%s is %s without a remedy", r.Detail, r.State)
 		}
@@ -73,20 +73,21 @@ func TestEngines(t *testing.T) {
 		e    Engine
 		want string
 	}{
-		{Engine{"docker", filepath.Join(dir, "none"), false}, ""},
-		{Engine{"docker", filepath.Join(dir, "none"), true}, "broken: the configuration names it"},
-		{Engine{"docker", dead, false}, "degraded: nobody listens"},
-		{Engine{"docker", good, false}, "ok: version 29.0.1"},
-		{Engine{"containerd", good, false}, "ok: takes connections"},
-		{Engine{"docker", serve("page.sock", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") }), true}, "degraded: takes connections and does not answer as an engine"},
-		{Engine{"docker", serve("silent.sock", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }), true}, "degraded"},
+		{Engine{"docker", filepath.Join(dir, "none"), false, DockerVersion}, ""},
+		{Engine{"docker", filepath.Join(dir, "none"), true, DockerVersion}, "broken: the configuration names it"},
+		{Engine{"docker", dead, false, DockerVersion}, "degraded: nobody listens"},
+		{Engine{"docker", good, false, DockerVersion}, "ok: version 29.0.1"},
+		{Engine{"nri", good, false, nil}, "ok: takes connections"},
+		{Engine{"docker", serve("page.sock", func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, "<html>") }), true, DockerVersion}, "degraded: takes connections and does not answer as an engine"},
+		{Engine{"docker", serve("silent.sock", func(w http.ResponseWriter, r *http.Request) { <-r.Context().Done() }), true, DockerVersion}, "degraded"},
 		{Engine{"docker", serve("long.sock", func(w http.ResponseWriter, r *http.Request) {
 			fmt.Fprintf(w, `{"Version": %q}`, strings.Repeat("x", 1<<12))
-		}), true}, "degraded"},
+		}), true, DockerVersion}, "degraded"},
+		{Engine{"containerd", good, true, func(context.Context, string) (string, error) { return "2.4.2", nil }}, "ok: version 2.4.2"},
 	} {
 		got := findings(t, Engines([]Engine{c.e})[0])
 		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
-			t.Errorf("%v: %q, want %q", c.e, got, c.want)
+			t.Errorf("%s %s: %q, want %q", c.e.Name, c.e.Socket, got, c.want)
 		}
 	}
 }
@@ -100,7 +101,7 @@ func TestServerStoreAndWeb(t *testing.T) {
 	if got := findings(t, Server(server{})); got != "far ok: takes pushes\n" {
 		t.Error(got)
 	}
-	rows := Run(t.Context(), []Check{Server(server{errors.New("HTTP 401: unauthorized: check pyroscope.basic_auth")})})
+	rows := Run(t.Context(), []Check{Server(server{errors.New("HTTP 401: unauthorized: check pyroscope.basic_auth")})}, time.Second)
 	if len(rows) != 1 || rows[0].State != Degraded || rows[0].Remedy != "check pyroscope.basic_auth" || !strings.Contains(rows[0].Detail, "401") {
 		t.Errorf("%+v", rows)
 	}
