@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"runtime/debug"
 	"strconv"
@@ -82,6 +83,11 @@ func (g *guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !local && needsToken(r.URL.Path) && !g.tokenRight(r) {
 		w.Header().Set("WWW-Authenticate", `Bearer realm="stoker"`)
 		writeError(w, &Error{Status: http.StatusUnauthorized, Message: "a token is needed", Remedy: "send the content of web.token_file as Authorization: Bearer TOKEN"})
+		return
+	}
+	// URL.Query leaves out what it cannot read: a condition that is lost would show more than was asked for.
+	if _, err := url.ParseQuery(r.URL.RawQuery); err != nil {
+		writeError(w, badRequest("write ; as %3B and % as %25", "the query cannot be read: %v", err))
 		return
 	}
 	g.next.ServeHTTP(w, r)
