@@ -24,7 +24,12 @@ func TestCommandsOfTheManual(t *testing.T) {
 	a.stored(t, b.id, "profile of the shop", func(p sink.Profile) bool { return p.Total > 0 && p.Labels["service_name"] == "shop" })
 
 	bin := t.TempDir()
+	curl, err := exec.LookPath("curl")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for name, text := range map[string]string{
+		"curl":   fmt.Sprintf("#!/bin/sh\nexec %s --fail \"$@\"\n", curl), // an answer that says what is wrong is no success
 		"sudo":   "#!/bin/sh\nexec \"$@\"\n", // the test is root
 		"stoker": fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --config %s\n", run.stoker, a.config),
 	} {

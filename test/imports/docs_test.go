@@ -75,3 +75,46 @@ func headings(text string) map[string]bool {
 	}
 	return found
 }
+
+// TestBlocksOfTheManualAreMarked: a block that a test types or reads says so in its first line, and a wrong mark would quietly leave it out.
+// Shell that no test types is counted: `make demo` and `make test` of the README are lanes of their own.
+func TestBlocksOfTheManualAreMarked(t *testing.T) {
+	const root = "../.."
+	known := map[string]bool{"sh": true, "sh tested": true, "sh installed": true, "sh installed service": true, "yaml": true, "json": true, "alloy": true, "": true, "c": true, "go": true}
+	untyped := map[string]int{"README.md": 1, "install.md": 1, "hooks.md": 1}
+	pages, err := filepath.Glob(root + "/docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, page := range append(pages, root+"/README.md") {
+		text, err := os.ReadFile(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		name, shell, inside := filepath.Base(page), 0, false
+		for line := range strings.Lines(string(text)) {
+			mark, ok := strings.CutPrefix(strings.TrimSpace(line), "```")
+			if !ok {
+				continue
+			}
+			if inside = !inside; !inside {
+				if mark != "" {
+					t.Errorf("%s: a block begins with %q inside another", name, mark)
+				}
+				continue
+			}
+			if !known[mark] {
+				t.Errorf("%s: nobody knows what a block of %q is", name, mark)
+			}
+			if mark == "sh" {
+				shell++
+			}
+		}
+		if inside {
+			t.Errorf("%s: a block does not end", name)
+		}
+		if shell != untyped[name] {
+			t.Errorf("%s has %d blocks of shell that no test types, not %d: mark them tested or installed", name, shell, untyped[name])
+		}
+	}
+}
