@@ -30,7 +30,7 @@ func TestCommandsOfTheManual(t *testing.T) {
 	}
 	for name, text := range map[string]string{
 		"curl":   fmt.Sprintf("#!/bin/sh\nexec %s --fail \"$@\"\n", curl), // an answer that says what is wrong is no success
-		"sudo":   "#!/bin/sh\nexec \"$@\"\n", // the test is root
+		"sudo":   "#!/bin/sh\nexec \"$@\"\n",                              // the test is root
 		"stoker": fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --config %s\n", run.stoker, a.config),
 	} {
 		if err := os.WriteFile(filepath.Join(bin, name), []byte(text), 0o755); err != nil {

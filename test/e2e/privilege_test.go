@@ -105,6 +105,51 @@ func TestEachCapabilityAndWhatIsLostWithoutIt(t *testing.T) {
 	}
 }
 
+// Another user with all capabilities who is in the group of an engine's socket profiles as root does: names and labels included. Without the
+// group names are what it loses (the rows of nobody above, and TestContainerdSocketForbidden).
+func TestAnotherUserInTheGroupOfTheSocketLosesNothing(t *testing.T) {
+	const group = 4322
+	d := startDaemon(t)
+	if err := os.Chown(d.socket(), 0, group); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(d.socket(), 0o660); err != nil {
+		t.Fatal(err)
+	}
+	set := "-all"
+	for _, c := range privilege.Table {
+		set += ",+" + strings.ToLower(strings.TrimPrefix(c.Name, "CAP_"))
+	}
+	a := newAgent(t, options{socket: d.socket(), window: time.Second, wrap: []string{"setpriv", "--no-new-privs", "--bounding-set=" + set, "--inh-caps=" + set, "--ambient-caps=" + set,
+		fmt.Sprintf("--reuid=%d", nobody), fmt.Sprintf("--regid=%d", nobody), fmt.Sprintf("--groups=%d", group)}})
+	for _, dir := range []string{a.dir, filepath.Dir(a.dir), filepath.Dir(a.socket), run.dir} {
+		if err := os.Chmod(dir, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for dir := filepath.Dir(d.socket()); dir != "/tmp" && dir != "/"; dir = filepath.Dir(dir) { // CAP_DAC_READ_SEARCH passes directories, and is the agent's alone
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a.start(t)
+	a.ready(t)
+	b := d.start(t, spec{args: []string{"/" + workload.Burn, "0", "6"}, labels: map[string]string{"stoker.service": "somebody's"}})
+	all := a.stored(t, b.id, "profile", func(p sink.Profile) bool {
+		return p.Total > int64(200*time.Millisecond) && p.Labels["service_name"] != b.id
+	})
+	b.wantLabels(t, all[len(all)-1])
+	out, _, code := a.command(t, "doctor", "--output", "json")
+	if code != 0 || strings.Contains(out, `"missing: `) || strings.Contains(out, "may not connect") || strings.Contains(out, "does not let us in at "+d.socket()) {
+		t.Errorf("doctor: exit code %d: %s", code, out)
+	}
+	b.kill(t)
+	a.stop(t)
+	if pic := look(t, a.profiles(t, b.id)); pic.share(pic.cum, "unique_6") < 90 {
+		t.Errorf("functions have no names\n%s", pic)
+	}
+}
+
 // watches waits until an agent answers that may not sample, which is not called healthy.
 func (a *agent) watches(t *testing.T) {
 	t.Helper()

@@ -76,6 +76,8 @@ type look struct {
 	files    map[fileID]bool
 	named    int
 	exported []string // libraries that have only the names of what they export
+	stripped []string // programs whose debug file is nowhere; and where it would be
+	wanted   []string
 	problems []problem
 }
 
@@ -112,6 +114,7 @@ func (l *looker) container(ctx context.Context, c Container) (Finding, bool) {
 	if !alive {
 		return Finding{}, false
 	}
+	l.addStripped(&seen)
 	var what, remedies []string
 	for i, p := range seen.problems {
 		if i == maxNamed {
@@ -123,17 +126,9 @@ func (l *looker) container(ctx context.Context, c Container) (Finding, bool) {
 			remedies = append(remedies, p.remedy)
 		}
 	}
-	files := "files"
-	if seen.named == 1 {
-		files = "file"
-	}
-	rest := fmt.Sprintf("%d %s with all names", seen.named, files)
+	rest := count(seen.named, "file") + " with all names"
 	if n := len(seen.exported); n > 0 {
-		rest += fmt.Sprintf(", %d libraries with those that they export (%s", n, strings.Join(seen.exported[:min(n, maxNamed)], ", "))
-		if n > maxNamed {
-			rest += ", …"
-		}
-		rest += ")"
+		rest += fmt.Sprintf(", %s with those that they export (%s)", count(n, "other"), some(seen.exported))
 	}
 	if len(seen.problems) == 0 {
 		return Finding{c.Name, OK, rest, ""}, true
@@ -237,29 +232,51 @@ func (l *looker) file(pid uint32, m *process.Mapping, program bool, seen *look) 
 		seen.exported = append(seen.exported, name)
 		return
 	}
-	what := name + " is stripped"
-	if o.Named() {
-		what += " of all names but those that it exports"
-	}
 	id := o.BuildID()
-	switch {
-	case id == "":
-		what += ", and has no build id that its debug file could be found by"
-	case l.fetched:
-		what += ", and no debug file of it is on this machine (the agent asks its debuginfod servers)"
-	default:
-		what += ", and no debug file of it is on this machine"
-	}
-	remedy := "install its debug package (Debian: NAME-dbgsym; Fedora: dnf debuginfo-install NAME) in the image or on this machine"
 	if id == "" {
-		remedy = "build it without strip and -s"
+		seen.add(name+" is stripped, and has no build id that its debug file could be found by", "build it without strip and -s")
+		return
+	}
+	if !slices.Contains(seen.stripped, name) {
+		seen.stripped = append(seen.stripped, name)
+		seen.wanted = append(seen.wanted, fmt.Sprintf("/usr/lib/debug/.build-id/%s/%s.debug", id[:min(2, len(id))], id[min(2, len(id)):]))
+	}
+}
+
+// addStripped tells of the stripped programs all at once.
+func (l *looker) addStripped(seen *look) {
+	if len(seen.stripped) == 0 {
+		return
+	}
+	verb, of := "is", "its debug file is"
+	if len(seen.stripped) > 1 {
+		verb, of = "are", "their debug files are"
+	}
+	what := fmt.Sprintf("%s %s stripped, and %s not on this machine: only what is exported has names", some(seen.stripped), verb, of)
+	remedy := fmt.Sprintf("install the debug package (Debian: NAME-dbgsym; Fedora: dnf debuginfo-install NAME) in the image or on this machine, which brings %s", some(seen.wanted))
+	if l.fetched {
+		what += "; the agent asks its debuginfod servers"
 	} else {
-		remedy += fmt.Sprintf(", as /usr/lib/debug/.build-id/%s/%s.debug", id[:min(2, len(id))], id[min(2, len(id)):])
-		if !l.fetched {
-			remedy += ", or set symbols.debuginfod.urls"
-		}
+		remedy += "; or set symbols.debuginfod.urls"
 	}
 	seen.add(what, remedy)
+}
+
+// some names the first of a list.
+func some(names []string) string {
+	text := strings.Join(names[:min(len(names), maxNamed)], ", ")
+	if len(names) > maxNamed {
+		text += fmt.Sprintf(" and %d more", len(names)-maxNamed)
+	}
+	return text
+}
+
+// count is a number of things.
+func count(n int, thing string) string {
+	if n != 1 {
+		thing += "s"
+	}
+	return fmt.Sprintf("%d %s", n, thing)
 }
 
 // unreadable says why a mapped file could not be opened, and what to do; "" if that is no loss.

@@ -119,7 +119,7 @@ func TestSymbolsSayWhyThereAreNone(t *testing.T) {
 		{"symtab", []int{running(t, "", compiled(t, "-static"))}, false, OK, []string{"1 file with all names"}, ""},
 		{"library", []int{running(t, "LD_PRELOAD="+lib, compiled(t))}, false, OK, []string{"with all names", "with those that they export (", "libexports.so"}, ""},
 		{"debug file", []int{running(t, "", linked)}, false, OK, []string{"with all names"}, ""},
-		{"stripped", []int{running(t, "", compiled(t, "-s", "-Wl,--build-id=0x0123456789"))}, false, Degraded, []string{"waits is stripped", "no debug file"}, ".build-id/01/23456789.debug, or set symbols.debuginfod.urls"},
+		{"stripped", []int{running(t, "", compiled(t, "-s", "-Wl,--build-id=0x0123456789"))}, false, Degraded, []string{"waits is stripped", "its debug file is not on this machine"}, ".build-id/01/23456789.debug; or set symbols.debuginfod.urls"},
 		{"stripped, and servers are asked", []int{running(t, "", compiled(t, "-s", "-Wl,--build-id=0x0123456789"))}, true, Degraded, []string{"asks its debuginfod servers"}, "dbgsym"},
 		{"stripped, no build id", []int{running(t, "", compiled(t, "-s", "-Wl,--build-id=none"))}, false, Degraded, []string{"no build id"}, "without strip"},
 		{"made", []int{has}, false, Degraded, []string{"compiles code while it runs", "with all names"}, "perf map"},
