@@ -41,8 +41,11 @@ var suites = []suite{
 	{"bpf/unwind", "root", "^Test(StacksWithoutFramePointers|FilesOfAContainer|BinaryDeletedUnderItsProcess)$/^(PIE|pivot_root|chroot)$"},
 }
 
-// signed are the tests of the walk that run once more where return addresses are signed.
-var signed = []suite{{"bpf/unwind", "root", "^Test(StacksWithoutFramePointers|StackOfAStrippedProgram)$/^PIE$"}}
+// signed are the tests of the walk that run once more, or once on arm64, where return addresses are signed.
+var signed = []suite{
+	{"bpf/unwind", "root", "^Test(StacksWithoutFramePointers|StackOfAStrippedProgram)$/^PIE$"},
+	{"bpf/unwind/native/replay", "", "^TestStacksOfKnownCallsAreExact$/^(O3|O0|coroutine)$"},
+}
 
 // guestScript runs the suites in the guest, one after the other, and says how each ended.
 const guestScript = `

@@ -130,6 +130,10 @@ var snapshots = []struct {
 	// three of qsort's, main, __libc_start_main's, _start.
 	{"musl-static-signal.snapshot", Complete, "waiting+0x2839 waiting+0x1b0c waiting+0x1235 waiting+0x124f waiting+0x193f waiting+0x1f97 waiting+0x1603 " +
 		"waiting+0x11f6 waiting+0x2121 waiting+0x23c3 waiting+0x25ec waiting+0x10c4 waiting+0x150a waiting+0x10e8"},
+	// The same source for arm64 with signed return addresses (gcc -mbranch-protection=standard): pause, wait_here, handler, the kernel's
+	// trampoline, the kill in raise, raise, compare, three of qsort's, main, two of the C library's start, _start.
+	{"arm64-signed-signal.snapshot", Complete, "libc.so.6+0xbbbec waiting+0xa04 waiting+0xa28 [vdso]+0x820 libc.so.6+0x83c18 libc.so.6+0x3a8ac waiting+0x9c0 " +
+		"libc.so.6+0x3e5d4 libc.so.6+0x3e4a0 libc.so.6+0x3e7f0 waiting+0x864 libc.so.6+0x27744 libc.so.6+0x27818 waiting+0x8b0"},
 }
 
 func TestSnapshots(t *testing.T) {

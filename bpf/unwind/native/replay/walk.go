@@ -19,6 +19,9 @@ type Registers struct {
 	// R are the registers by DWARF number. Known has a bit for each that has the frame's value.
 	R     [32]uint64
 	Known uint32
+	// SPLow: the stack pointer lies somewhere below the frame's. On arm64 a frame record is at the bottom of its frame or anywhere in
+	// it (AAPCS64 6.4.6), so where the frame ends a step by frame pointer has not learned.
+	SPLow bool
 }
 
 func (g *Registers) get(r cfi.Register) (uint64, bool) { return g.R[r], g.Known>>r&1 != 0 }
@@ -137,6 +140,7 @@ func (w *Walker) Apply(rule cfi.Rule, g Registers) (Registers, End, bool) {
 		}
 		next.set(p.fp, up)
 		next.set(p.sp, fp+16)
+		next.SPLow = !x86
 		return w.caller(next, ra)
 	}
 
@@ -145,10 +149,18 @@ func (w *Walker) Apply(rule cfi.Rule, g Registers) (Registers, End, bool) {
 		return g, NoRegister, false
 	}
 	var cfa uint64
-	switch rule.Kind {
-	case cfi.Normal:
+	switch {
+	case g.SPLow && rule.Base == p.sp:
+		// The stack pointer is needed and not known. A function that saves the frame pointer and right above it the return address
+		// makes a frame record, to which the frame pointer leads; of another one nothing is known.
+		fp, ok := g.get(p.fp)
+		if !ok || rule.Kind != cfi.Normal || rule.FP != cfi.AtCFA || rule.RA != cfi.AtCFA || rule.RAAt != rule.FPAt+8 || fp&7 != 0 || fp < sp {
+			return g, NoRegister, false
+		}
+		cfa = fp - uint64(int64(rule.FPAt))
+	case rule.Kind == cfi.Normal:
 		cfa = base + uint64(int64(rule.CFA))
-	case cfi.Deref, cfi.Indexed:
+	case rule.Kind == cfi.Deref || rule.Kind == cfi.Indexed:
 		from := base + uint64(int64(rule.CFA))
 		if rule.Kind == cfi.Indexed {
 			from = sp + uint64(int64(rule.CFA)) + 8*base
@@ -157,7 +169,7 @@ func (w *Walker) Apply(rule cfi.Rule, g Registers) (Registers, End, bool) {
 			return g, NoMemory, false
 		}
 		cfa += uint64(int64(rule.Plus))
-	case cfi.PLT:
+	case rule.Kind == cfi.PLT:
 		cfa = base + uint64(int64(rule.CFA))
 		if g.PC&15 >= uint64(rule.Plus) {
 			cfa += 8
