@@ -20,6 +20,9 @@ func exercise(t testing.TB, o *Object) {
 	var lines []Line
 	look := func(a Address) {
 		lines = o.Lookup(lines[:0], a)
+		if start, ok := o.Function(a); ok && start > a {
+			t.Fatalf("the function at %#x begins at %#x", a, start)
+		}
 		for _, l := range lines {
 			if l.Function == "" {
 				t.Fatalf("a line without a function at %#x", a)

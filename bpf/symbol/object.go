@@ -36,6 +36,7 @@ type Object struct {
 	table    *table
 	mini     *table // of MiniDebugInfo: what .symtab would have said and .dynsym does not
 	golang   *goTable
+	bounds   *bounds // of functions without a symbol
 	debug    DebugSource
 	stripped bool // no table tells of functions that are not exported
 	degraded bool // lines or functions were left out for their size
@@ -76,9 +77,18 @@ func parse(r io.ReaderAt, size, budget int64) (*Object, error) {
 	if o.golang.bytesHeld()+o.table.bytesHeld()+o.mini.bytesHeld() > budget {
 		o.table, o.mini, o.degraded = nil, nil, true
 	}
+	if o.golang == nil && o.mini == nil {
+		o.bounds, err = m.readBounds()
+		if err := o.reduce(err); err != nil {
+			return nil, err
+		}
+		if o.table.bytesHeld()+o.bounds.bytesHeld() > budget {
+			o.bounds, o.degraded = nil, true
+		}
+	}
 	o.id, o.log = src.identity(), src.log
 	o.bytes = 256 + int64(len(o.segments))*40 + int64(cap(o.log))*16 + o.table.bytesHeld() + o.mini.bytesHeld() +
-		o.golang.bytesHeld()
+		o.golang.bytesHeld() + o.bounds.bytesHeld()
 	return o, nil
 }
 
@@ -147,6 +157,10 @@ func (o *Object) Lookup(dst []Line, a Address) []Line {
 	}
 	return dst
 }
+
+// Function returns where the function that a is in begins, by the unwind information of the file: for code without a symbol. False:
+// it is not known.
+func (o *Object) Function(a Address) (Address, bool) { return o.bounds.function(a) }
 
 // MayHaveLines reports whether [DebugLines], of the file or of a separate one, may know more about an address than Lookup does: of
 // Go code Lookup says it all.

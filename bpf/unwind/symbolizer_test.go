@@ -59,10 +59,12 @@ func TestAFrameWithoutSymbolIsFileAndAddress(t *testing.T) {
 	run(t, "strip", "--strip-all", file)
 	p := start(t, exec.Command(file))
 	b := newBench(t, nil)
-	if got, want := b.resolve(p, p.at["leaf"]), fmt.Sprintf("target!0x%x", leaf); got != want {
-		t.Errorf("got %s, want %s", got, want)
+	for _, off := range []uint64{0, 1} { // wherever in the function it is
+		if got, want := b.resolve(p, p.at["leaf"]+off), fmt.Sprintf("target!0x%x", leaf); got != want {
+			t.Errorf("%d bytes into the function: got %s, want %s", off, got, want)
+		}
 	}
-	if n := b.Stats().Frames; n["address"] != 1 {
+	if n := b.Stats().Frames; n["address"] != 2 {
 		t.Errorf("counted %v", n)
 	}
 }

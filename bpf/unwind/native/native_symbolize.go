@@ -379,7 +379,13 @@ func (s *symbolizer) at(k locationKey, object *symbol.Object, base string) named
 	n := named{l, unwind.NamedSymbol}
 	if len(l.Line) == 0 {
 		n.how = unwind.NamedAddress
-		name := fmt.Sprintf("%s!0x%x", base, uint64(k.address))
+		begins := k.address // of its function, so that one is not as many as it has sampled instructions
+		if object != nil {
+			if start, ok := object.Function(k.address); ok {
+				begins = start
+			}
+		}
+		name := fmt.Sprintf("%s!0x%x", base, uint64(begins))
 		l.Line = append(l.Line, profile.Line{Function: s.env.Names.Function(name, "", 0)})
 	}
 	s.locations.Put(k, n, 256+64*int64(len(l.Line)))
