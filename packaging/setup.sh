@@ -22,8 +22,9 @@ packages=("${vm[@]}" lintian rpmlint rpm cpio systemd)
 # shows what a test left behind; tests of Docker start a dockerd of their own, those of Podman run podman with conmon, and crun
 # for what runc cannot; xz packs MiniDebugInfo as distributions do, and dwz supplementary debug files. Unwind rows are proven on
 # programs of musl, which have no call frame information, and on OpenSSL's libcrypto, whose is the oddest; whole stacks on
-# openssl, sqlite3 and xz. The commands of docs/api.md are typed as they stand there: curl.
-test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" "${kernels[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl)
+# openssl, sqlite3 and xz. The commands of docs/api.md are typed as they stand there: curl. Python's offsets are held against a live
+# interpreter: python3.
+test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" "${kernels[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl python3)
 # The benchmark compares with perf and bpftrace on the same load, and measures the unwind tables of small and of very large files:
 # Node.js and libLLVM.
 bench=("${demo[@]}" linux-perf bpftrace nodejs libllvm14)
