@@ -38,7 +38,7 @@ enum bpf_map_type {
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_EXIST = 2 };
-enum { BPF_F_MMAPABLE = 1U << 10 };
+enum { BPF_F_NO_PREALLOC = 1U << 0, BPF_F_MMAPABLE = 1U << 10 };
 enum { BPF_F_USER_STACK = 1ULL << 8, BPF_F_USER_BUILD_ID = 1ULL << 11 };
 enum { BPF_STACK_BUILD_ID_EMPTY = 0, BPF_STACK_BUILD_ID_VALID = 1, BPF_STACK_BUILD_ID_IP = 2 };
 
@@ -111,7 +111,28 @@ struct mm_struct {
 	unsigned long start_stack;
 	unsigned long task_size; /* user addresses lie below it; a power of two on arm64 */
 };
+#if defined(__TARGET_ARCH_x86)
+struct thread_struct {
+	unsigned long fsbase; /* the thread pointer: glibc and musl set it by system call */
+};
+#else
+struct thread_struct {
+	struct {
+		unsigned long tp_value; /* the thread pointer as of when the thread was last switched away */
+	} uw;
+};
+#endif
+struct upid {
+	int nr;
+	void *ns;
+};
+struct pid {
+	unsigned int level;
+	struct upid numbers[1]; /* by level of pid namespace, outermost first */
+};
 struct task_struct {
+	struct thread_struct thread;
+	struct pid *thread_pid;
 	unsigned int flags;
 	int pid;
 	int tgid;

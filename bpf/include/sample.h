@@ -104,3 +104,24 @@ static __always_inline int unwind__next(void *ctx, struct unwind_state *st, u32 
 	bpf_tail_call(ctx, &unwinders, slot);
 	return unwind__done(st, OUTCOME_NO_UNWINDER); /* fell through: the slot is empty */
 }
+
+/* The way out of the native walk and of each language: the next language of the process appends its frames, or the sample ends. slot is
+ * the caller's own. */
+static __always_inline int unwind__languages(void *ctx, struct unwind_state *st, u32 slot, u32 outcome)
+{
+	st->outcome = outcome;
+	for (u32 i = 0; i < MAX_LANGUAGES; i++) {
+		if (FIRST_LANGUAGE_SLOT + i > slot && st->languages[i])
+			bpf_tail_call(ctx, &unwinders, FIRST_LANGUAGE_SLOT + i); /* falls through while it is not loaded */
+	}
+	return sample__finish(st);
+}
+
+/* A language goes on with its frames in another run of its program; returns if it may not. */
+static __always_inline void unwind__language_again(void *ctx, struct unwind_state *st, u32 slot)
+{
+	if (st->tail_calls < MAX_LANGUAGE_CALLS - MAX_LANGUAGES) {
+		st->tail_calls++;
+		bpf_tail_call(ctx, &unwinders, slot);
+	}
+}

@@ -7,6 +7,17 @@
  * A walk: bpf/sampler/sampler.bpf.c fills the state with the user registers and tail-calls an unwinder. An unwinder pushes
  * frames with unwind__push(), moves pc, sp and fp, and leaves through unwind__next() (another unwinder, or itself again) or
  * unwind__done(). Whichever program ends the walk runs sample__finish() (sample.h) and so writes the sample's one outcome.
+ *
+ * Interpreted languages. The native walk goes through the whole stack first, the interpreter's own code too, and leaves through
+ * unwind__languages(). Then the program of each language that the process is known to run is called, once: it looks among
+ * st->record.frames for frames in the interpreter's loop (if there are none the thread is not in it now, and there is nothing to do),
+ * walks the interpreter's own frames, and appends them with unwind__push_language(), leaf first. Code that runs the loop anew begins a
+ * new run: the last frame of each run has kind LANGUAGE_ENTRY. It leaves through unwind__languages(), too, with the outcome of the native
+ * walk: that one is the sample's. User space puts the runs where the loops are among the native frames (bpf/unwind/merge.go). So no walk
+ * goes back and forth between programs: a language costs a tail call or two however its frames are mixed with native ones.
+ *
+ * Which languages a process runs is in struct process, by language: a number that its user space has chosen, under which the language's
+ * own maps have what it knows of the process. 0 is none, which costs nothing. A program is loaded when the first process needs it.
  */
 #pragma once
 
@@ -18,11 +29,15 @@
 #define MAX_KERNEL_FRAMES 127
 /* Longest user stack we keep, twice perf's default. Deeper ones end with OUTCOME_TOO_DEEP and a mark. */
 #define MAX_USER_FRAMES 255
-/* Both, and one mark that says why the walk ended early; rounded up so that an index is bounded by a mask. */
-#define MAX_FRAMES 384
-_Static_assert(MAX_KERNEL_FRAMES + MAX_USER_FRAMES + 1 <= MAX_FRAMES, "a mark always fits");
+/* Longest stack of interpreted languages we keep, beside the native frames that run them. */
+#define MAX_LANGUAGE_FRAMES 255
+/* All of them, and one mark that says why the walk ended early. */
+#define MAX_FRAMES 640
+_Static_assert(MAX_KERNEL_FRAMES + MAX_USER_FRAMES + MAX_LANGUAGE_FRAMES + 1 <= MAX_FRAMES, "a mark always fits");
 /* The kernel allows 33 tail calls in a chain (MAX_TAIL_CALL_CNT); we stop before it does, to write an outcome of our own. */
 #define MAX_TAIL_CALLS 30
+/* What is left to the languages behind the native walk, which calls each once: of its own a language makes this many at most. */
+#define MAX_LANGUAGE_CALLS 32
 /* User frames for which the first stack of a process carries build ids. */
 #define MAX_HINTS 32
 /* A just-in-time compiler that flips its pages between writable and executable changes the number at each sample; user space
@@ -30,6 +45,9 @@ _Static_assert(MAX_KERNEL_FRAMES + MAX_USER_FRAMES + 1 <= MAX_FRAMES, "a mark al
 #define MAPS_INTERVAL 100000000ULL
 /* Slots of the program array: 0 is never used, 1 is the first unwinder of the list in cmd/stoker/agent.go. */
 #define MAX_UNWINDERS 16
+/* The slots of languages begin behind that of the native walk, which ends in them. */
+#define FIRST_LANGUAGE_SLOT 2
+#define MAX_LANGUAGES 4
 
 /* What became of a sample that was in scope. Exactly one per sample: taken = sum of outcomes. */
 enum outcome {
@@ -75,6 +93,15 @@ enum sample_context {
 enum frame_kind {
 	FRAME_KERNEL = 1,    /* a: kernel address */
 	FRAME_TRUNCATED = 2, /* a: the outcome that ended the walk */
+};
+
+/* Kinds of frames that languages append. Of FRAME and ENTRY a names the code, b has a cookie of it in the upper half, by which user
+ * space tells that other code is in its place by now, and the instruction in the lower one, in the language's own terms. */
+enum language_kind {
+	LANGUAGE_FRAME = 1, /* its caller runs in the same loop */
+	LANGUAGE_ENTRY = 2, /* native code has called it: what follows belongs to the next loop */
+	LANGUAGE_EMPTY = 3, /* a loop that has no frame: a run of its own */
+	LANGUAGE_LOST = 4,  /* callers are missing: their memory could not be read, or they never end */
 };
 
 struct frame {
@@ -136,7 +163,9 @@ struct unwind_state {
 	u64 hash;
 	u64 weight;
 	u64 space; /* the process's: see struct process */
-	u32 frames, user_frames;
+	u32 frames, user_frames, language_frames;
+	u32 language; /* slot of the language that is appending its frames; 0: none has begun */
+	u32 languages[MAX_LANGUAGES]; /* the process's: see struct process */
 	u32 tail_calls;
 	u32 outcome;
 	u8 return_address; /* pc is one */
@@ -172,6 +201,7 @@ struct process {
 	u64 exec_id;
 	u32 epoch;
 	u32 unwinder;   /* slot to begin with; 0: the first */
+	u32 languages[MAX_LANGUAGES]; /* by slot - FIRST_LANGUAGE_SLOT: under which number the language knows the process; 0: not at all */
 	u64 space;      /* where an unwinder's user space has put the process's mappings, in its own terms; 0: nowhere */
 	u64 exec_pages; /* mm->exec_vm when user space was last told or first saw it: it changes with dlopen and dlclose */
 	u64 maps_told;  /* when that was, ns of CLOCK_MONOTONIC; 0: never */
@@ -307,5 +337,15 @@ static __always_inline bool unwind__push(struct unwind_state *st, u8 slot, u8 ki
 		return false;
 	st->user_frames++;
 	unwind__append(st, slot, kind, st->return_address, a, b);
+	return true;
+}
+
+/* Appends a frame of an interpreted language; false when there are as many as we keep. */
+static __always_inline bool unwind__push_language(struct unwind_state *st, u8 slot, u8 kind, u64 a, u64 b)
+{
+	if (st->language_frames >= MAX_LANGUAGE_FRAMES)
+		return false;
+	st->language_frames++;
+	unwind__append(st, slot, kind, false, a, b);
 	return true;
 }

@@ -94,6 +94,7 @@ type bpfProcess struct {
 	ExecId        uint64
 	Epoch         uint32
 	Unwinder      uint32
+	Languages     [4]uint32
 	Space         uint64
 	ExecPages     uint64
 	MapsTold      uint64
@@ -160,30 +161,33 @@ type bpfStackKey struct {
 }
 
 type bpfUnwindState struct {
-	_             structs.HostLayout
-	Pc            uint64
-	Sp            uint64
-	Fp            uint64
-	Lr            uint64
-	BxAt          uint64
-	Hash          uint64
-	Weight        uint64
-	Space         uint64
-	Frames        uint32
-	UserFrames    uint32
-	TailCalls     uint32
-	Outcome       uint32
-	ReturnAddress uint8
-	First         uint8
-	LrKnown       uint8
-	Guessed       uint8
-	RowsMissing   uint8
-	SpLow         uint8
-	Pad           [2]uint8
-	Record        struct {
+	_              structs.HostLayout
+	Pc             uint64
+	Sp             uint64
+	Fp             uint64
+	Lr             uint64
+	BxAt           uint64
+	Hash           uint64
+	Weight         uint64
+	Space          uint64
+	Frames         uint32
+	UserFrames     uint32
+	LanguageFrames uint32
+	Language       uint32
+	Languages      [4]uint32
+	TailCalls      uint32
+	Outcome        uint32
+	ReturnAddress  uint8
+	First          uint8
+	LrKnown        uint8
+	Guessed        uint8
+	RowsMissing    uint8
+	SpLow          uint8
+	Pad            [2]uint8
+	Record         struct {
 		_      structs.HostLayout
 		Head   bpfRecord
-		Frames [384]bpfFrame
+		Frames [640]bpfFrame
 	}
 	Hints struct {
 		_    structs.HostLayout

@@ -13,7 +13,7 @@ const (
 	recordBytes = 48 // struct record
 	frameBytes  = 24 // struct frame
 	hintBytes   = 32 // struct bpf_stack_build_id
-	maxFrames   = 384
+	maxFrames   = 640
 	maxHints    = 32
 )
 

@@ -46,28 +46,32 @@ static __always_inline void process__tell(u32 type, struct stack_key *key)
 
 /* A process that has forked and not exec'd has its parent's mappings. Where the stack begins is random at each exec, so equal
  * places mean equal address spaces; a parent that was adopted later has another one. */
-static __always_inline u64 process__inherited(struct task_struct *task, struct mm_struct *mm)
+static __always_inline void process__inherit(struct task_struct *task, struct mm_struct *mm, struct process *child)
 {
 	if (!mm)
-		return 0;
+		return;
 	struct task_struct *parent = BPF_CORE_READ(task, real_parent);
 	if (BPF_CORE_READ(parent, mm, start_stack) != mm->start_stack || BPF_CORE_READ(parent, mm, start_code) != mm->start_code)
-		return 0;
+		return;
 	u32 pid = BPF_CORE_READ(parent, tgid);
 	struct process *p = bpf_map_lookup_elem(&processes, &pid);
-	return p ? p->space : 0;
+	if (!p)
+		return;
+	child->space = p->space;
+	__builtin_memcpy(child->languages, p->languages, sizeof(child->languages));
 }
 
 /* Completes the key with the epoch of the mappings, finds the process's space and the first unwinder; true when it is the first
  * sample of the program. */
-static __always_inline bool process__identify(struct task_struct *task, struct stack_key *key, u64 *space, u32 *unwinder)
+static __always_inline bool process__identify(struct task_struct *task, struct stack_key *key, struct unwind_state *st, u32 *unwinder)
 {
 	struct mm_struct *mm = task->mm;
 	u64 pages = mm ? mm->exec_vm : 0; /* 0: a thread that has given back its mm tells nothing of the others' */
 	struct process *p = bpf_map_lookup_elem(&processes, &key->pid);
 	if (p && p->start_boottime == key->start_boottime && p->exec_id == key->exec_id) {
 		key->epoch = p->epoch;
-		*space = p->space;
+		st->space = p->space;
+		__builtin_memcpy(st->languages, p->languages, sizeof(st->languages));
 		if (p->unwinder)
 			*unwinder = p->unwinder;
 		if (pages && p->exec_pages != pages) {
@@ -84,9 +88,11 @@ static __always_inline bool process__identify(struct task_struct *task, struct s
 		return false;
 	}
 	struct process fresh = {
-		.start_boottime = key->start_boottime, .exec_id = key->exec_id, .exec_pages = pages, .space = process__inherited(task, mm),
+		.start_boottime = key->start_boottime, .exec_id = key->exec_id, .exec_pages = pages,
 	};
-	*space = fresh.space;
+	process__inherit(task, mm, &fresh);
+	st->space = fresh.space;
+	__builtin_memcpy(st->languages, fresh.languages, sizeof(st->languages));
 	if (bpf_map_update_elem(&processes, &key->pid, &fresh, BPF_ANY)) {
 		counters__event(key->origin, EVENT_PROCESS_FULL);
 		return false; /* never drop a sample because its process is unknown */
@@ -172,7 +178,8 @@ int sample(struct bpf_perf_event_data *ctx)
 		c->outcomes[OUTCOME_NO_UNWINDER]++;
 		return 0;
 	}
-	st->frames = st->user_frames = st->tail_calls = 0;
+	st->frames = st->user_frames = st->language_frames = st->language = st->tail_calls = 0;
+	__builtin_memset(st->languages, 0, sizeof(st->languages));
 	st->return_address = st->guessed = st->rows_missing = st->sp_low = 0;
 	st->first = 1;
 	st->space = 0;
@@ -184,7 +191,7 @@ int sample(struct bpf_perf_event_data *ctx)
 	process__key(task, scope.id, key);
 	key->origin = ORIGIN_CPU;
 	u32 unwinder = 1;
-	bool fresh = process__identify(task, key, &st->space, &unwinder);
+	bool fresh = process__identify(task, key, st, &unwinder);
 
 	bool compat;
 	if (regs__user_mode(&ctx->regs)) {

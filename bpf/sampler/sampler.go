@@ -15,6 +15,7 @@ import (
 	"log/slog"
 	"maps"
 	"math/bits"
+	"os"
 	"runtime"
 	"slices"
 	"sync"
@@ -95,7 +96,8 @@ const maxUnwinders = 16
 type Sampler struct {
 	cfg          Config
 	objs         bpfObjects
-	collections  []*ebpf.Collection // one per unwinder
+	loading      sync.Mutex         // guards the next two: an unwinder may be loaded late
+	collections  []*ebpf.Collection // one per unwinder that is loaded
 	unwinderMaps []*ebpf.Map        // of these, those that are not shared
 	links        []link.Link
 	ring         *ringbuf.Reader
@@ -226,56 +228,73 @@ func v1SubsysIndex(controller string) (int32, error) {
 	return 0, fmt.Errorf("the kernel has no cgroup controller %q", controller)
 }
 
-// loadUnwinders loads each unwinder onto the sampler's maps and puts its program into its slot.
+// loadUnwinders loads each unwinder, but for those that will say themselves when they are needed.
 func (s *Sampler) loadUnwinders(sampler *ebpf.CollectionSpec) error {
+	for i, u := range s.cfg.Unwinders {
+		load := func() error { return s.loadUnwinder(sampler, uint32(i+1), u) }
+		if late, ok := u.(unwind.Late); ok {
+			late.LoadBy(sync.OnceValue(load))
+			continue
+		}
+		if err := load(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadUnwinder loads an unwinder onto the sampler's maps and puts its program into its slot. Any goroutine may call it.
+func (s *Sampler) loadUnwinder(sampler *ebpf.CollectionSpec, slot uint32, u unwind.Unwinder) error {
+	s.loading.Lock()
+	defer s.loading.Unlock()
+	if s.closed.Load() {
+		return fmt.Errorf("load unwinder %s into the kernel: %w", u.Name(), os.ErrClosed)
+	}
 	shared := map[string]*ebpf.Map{
 		"unwind_state": s.objs.UnwindState, "unwinders": s.objs.Unwinders, "counters": s.objs.Counters,
 		"seen": s.objs.Seen, "stacks": s.objs.Stacks, "window": s.objs.Window, "rest": s.objs.Rest,
 		"scope_states": s.objs.ScopeStates,
 	}
-	for i, u := range s.cfg.Unwinders {
-		slot := uint32(i + 1)
-		spec, err := u.Spec()
-		if err != nil {
-			return fmt.Errorf("read the BPF object of unwinder %s: %w", u.Name(), err)
+	spec, err := u.Spec()
+	if err != nil {
+		return fmt.Errorf("read the BPF object of unwinder %s: %w", u.Name(), err)
+	}
+	replace := maps.Clone(shared)
+	for name := range shared {
+		m, ok := spec.Maps[name]
+		if !ok {
+			delete(replace, name)
+			continue
 		}
-		replace := maps.Clone(shared)
-		for name := range shared {
-			m, ok := spec.Maps[name]
-			if !ok {
-				delete(replace, name)
-				continue
-			}
-			m.MaxEntries = sampler.Maps[name].MaxEntries
-			if m.InnerMap != nil {
-				m.InnerMap.MaxEntries = sampler.Maps[name].InnerMap.MaxEntries
-			}
+		m.MaxEntries = sampler.Maps[name].MaxEntries
+		if m.InnerMap != nil {
+			m.InnerMap.MaxEntries = sampler.Maps[name].InnerMap.MaxEntries
 		}
-		if v := spec.Variables["slot"]; v != nil {
-			if err := v.Set(slot); err != nil {
-				return fmt.Errorf("set the slot of unwinder %s: %w", u.Name(), err)
-			}
+	}
+	if v := spec.Variables["slot"]; v != nil {
+		if err := v.Set(slot); err != nil {
+			return fmt.Errorf("set the slot of unwinder %s: %w", u.Name(), err)
 		}
-		coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
-		if err != nil {
-			return loadError(fmt.Sprintf("load unwinder %s into the kernel", u.Name()), err)
+	}
+	coll, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: replace})
+	if err != nil {
+		return loadError(fmt.Sprintf("load unwinder %s into the kernel", u.Name()), err)
+	}
+	s.collections = append(s.collections, coll)
+	for name, m := range coll.Maps {
+		if _, ok := shared[name]; !ok {
+			s.unwinderMaps = append(s.unwinderMaps, m)
 		}
-		s.collections = append(s.collections, coll)
-		for name, m := range coll.Maps {
-			if _, ok := shared[name]; !ok {
-				s.unwinderMaps = append(s.unwinderMaps, m)
-			}
-		}
-		prog := coll.Programs["unwind"]
-		if prog == nil {
-			return fmt.Errorf("unwinder %s has no program called unwind", u.Name())
-		}
-		if err := s.objs.Unwinders.Put(slot, prog); err != nil {
-			return fmt.Errorf("put unwinder %s into slot %d: %w", u.Name(), slot, err)
-		}
-		if err := u.Bind(coll); err != nil {
-			return fmt.Errorf("bind unwinder %s: %w", u.Name(), err)
-		}
+	}
+	prog := coll.Programs["unwind"]
+	if prog == nil {
+		return fmt.Errorf("unwinder %s has no program called unwind", u.Name())
+	}
+	if err := u.Bind(coll); err != nil {
+		return fmt.Errorf("bind unwinder %s: %w", u.Name(), err)
+	}
+	if err := s.objs.Unwinders.Put(slot, prog); err != nil {
+		return fmt.Errorf("put unwinder %s into slot %d: %w", u.Name(), slot, err)
 	}
 	return nil
 }
@@ -300,6 +319,8 @@ func (s *Sampler) Close() error {
 		errs = append(errs, s.ring.Close())
 	}
 	errs = append(errs, s.win.close())
+	s.loading.Lock()
+	defer s.loading.Unlock()
 	for _, c := range slices.Backward(s.collections) {
 		c.Close()
 	}

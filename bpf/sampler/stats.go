@@ -118,6 +118,8 @@ const windowKeyBytes = 112
 func (s *Sampler) mapBytes() uint64 {
 	o := &s.objs
 	var total uint64
+	s.loading.Lock()
+	defer s.loading.Unlock()
 	all := append([]*ebpf.Map{o.UnwindState, o.Unwinders, o.Counters, o.Seen, o.Stacks, o.Window, o.Rest, o.ScopeStates,
 		o.Scopes, o.ScopeAnswers, o.Processes}, s.unwinderMaps...)
 	for _, m := range all {

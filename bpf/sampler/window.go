@@ -600,27 +600,48 @@ func (s *Sampler) RaiseEpoch(id process.ID) error {
 // SetSpace tells the kernel side where an unwinder has put the mappings of a process, in the unwinder's own terms; 0: nowhere.
 // A process that the kernel side does not know yet becomes known by it. One that is gone or has become another is no error.
 func (s *Sampler) SetSpace(id process.ID, space uint64) error {
+	if err := s.setProcess(id, space != 0, func(p *bpfProcess) { p.Space = space }); err != nil {
+		return fmt.Errorf("tell the kernel side of the mappings of pid %d: %w", id.PID, err)
+	}
+	return nil
+}
+
+// SetLanguage tells the kernel side under which number the language in a slot knows a process; 0: not at all. Otherwise as SetSpace.
+func (s *Sampler) SetLanguage(id process.ID, slot uint8, number uint32) error {
+	i := int(slot) - firstLanguageSlot
+	if i < 0 || i >= len(bpfProcess{}.Languages) {
+		return fmt.Errorf("tell the kernel side of a language: slot %d is not one of the %d behind %d", slot, len(bpfProcess{}.Languages), firstLanguageSlot-1)
+	}
+	if err := s.setProcess(id, number != 0, func(p *bpfProcess) { p.Languages[i] = number }); err != nil {
+		return fmt.Errorf("tell the kernel side of the language of pid %d: %w", id.PID, err)
+	}
+	return nil
+}
+
+// firstLanguageSlot mirrors FIRST_LANGUAGE_SLOT.
+const firstLanguageSlot = 2
+
+// setProcess changes the kernel's entry of a process, which it makes if it is to and there is none.
+func (s *Sampler) setProcess(id process.ID, create bool, change func(*bpfProcess)) error {
 	var p bpfProcess
 	err := s.objs.Processes.Lookup(id.PID, &p)
 	switch {
 	case errors.Is(err, ebpf.ErrKeyNotExist):
-		if space == 0 {
+		if !create {
 			return nil
 		}
-		p = bpfProcess{StartBoottime: id.StartBoottime, ExecId: id.ExecID, Space: space}
+		p = bpfProcess{StartBoottime: id.StartBoottime, ExecId: id.ExecID}
+		change(&p)
 		if err = s.objs.Processes.Update(id.PID, p, ebpf.UpdateNoExist); errors.Is(err, ebpf.ErrKeyExist) {
 			return nil // its first sample was faster: the first stack tells
 		}
 	case err == nil && (p.StartBoottime != id.StartBoottime || p.ExecId != id.ExecID):
 		return nil
 	case err == nil:
-		p.Space = space
+		change(&p)
 		if err = s.objs.Processes.Update(id.PID, p, ebpf.UpdateExist); errors.Is(err, ebpf.ErrKeyNotExist) {
 			return nil
 		}
 	}
-	if err != nil {
-		return fmt.Errorf("tell the kernel side of the mappings of pid %d: %w", id.PID, err)
-	}
-	return nil
+	return err
 }

@@ -98,6 +98,14 @@ type Attachment interface {
 	Detach()
 }
 
+// Interpreter is implemented by Attachments of languages, whose frames the kernel side has appended to the native ones.
+type Interpreter interface {
+	Attachment
+	// Loop reports whether code at an address of the process is the interpreter's loop: in the place of a native frame there
+	// the Symbolizer puts the frames that it has run.
+	Loop(address uint64) bool
+}
+
 // Symbolizing is implemented by unwinders whose frames have names. It is called once, by NewSymbolizer.
 type Symbolizing interface {
 	Symbolizer(*Env) FrameSymbolizer
@@ -113,6 +121,9 @@ type Env struct {
 	Peers func(scope uint32) []int
 	// SetSpace gives the kernel side what [SymbolizerConfig.SetSpace] says.
 	SetSpace func(id process.ID, space uint64) error
+	// SetLanguage tells the kernel side under which number this unwinder, a language, knows a process; 0: not at all. Its children have
+	// the same number until they exec or are told another one.
+	SetLanguage func(id process.ID, number uint32) error
 
 	s *Symbolizer
 }
@@ -161,6 +172,8 @@ type SymbolizerConfig struct {
 	// SetSpace tells the kernel side where an unwinder has put the mappings of a process, in the unwinder's own terms; 0: nowhere.
 	// A process that the kernel side does not know yet becomes known by it. nil: nobody needs it.
 	SetSpace func(id process.ID, space uint64) error
+	// SetLanguage tells the kernel side under which number the language in a slot knows a process, as SetSpace. nil: nobody needs it.
+	SetLanguage func(id process.ID, slot uint8, number uint32) error
 	// MaxProcesses bounds the processes that are remembered. Default 8192.
 	MaxProcesses int
 	// MaxBytes bounds the memory for stacks and what they refer to, about. One scope may use a quarter of it. Default 32 MiB.
@@ -192,6 +205,7 @@ type Symbolizer struct {
 	kernelBackoff    int
 
 	buf      []*profile.Location
+	merger   merger
 	replaced map[place]*profile.Location // by Env.Replace, not in the stacks yet
 
 	notDelivered, lost, notCounted, overBudget []*profile.Location
@@ -268,6 +282,9 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 	if cfg.SetSpace == nil {
 		cfg.SetSpace = func(process.ID, uint64) error { return nil }
 	}
+	if cfg.SetLanguage == nil {
+		cfg.SetLanguage = func(process.ID, uint8, uint32) error { return nil }
+	}
 	s := &Symbolizer{
 		cfg:             cfg,
 		states:          map[*process.Process]*state{},
@@ -287,7 +304,9 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 	s.slots = make([]FrameSymbolizer, len(cfg.Unwinders))
 	for i, u := range cfg.Unwinders {
 		if n, ok := u.(Symbolizing); ok {
-			s.slots[i] = n.Symbolizer(s.env)
+			env := *s.env
+			env.SetLanguage = func(id process.ID, number uint32) error { return cfg.SetLanguage(id, uint8(i+1), number) }
+			s.slots[i] = n.Symbolizer(&env)
 		}
 	}
 	mark := func(name string) []*profile.Location {
@@ -336,7 +355,7 @@ func (s *Symbolizer) Stack(st Stack) {
 		p  *process.Process
 		ps *state
 	)
-	for _, f := range st.Frames {
+	for _, f := range s.merged(&st) {
 		n := len(s.buf)
 		switch slot := int(f.Unwinder) - 1; {
 		case f.Unwinder == KernelSlot && f.Kind == KindKernel:
@@ -366,6 +385,24 @@ func (s *Symbolizer) Stack(st Stack) {
 			f.Improve()
 		}
 	}
+}
+
+// merged returns the frames of a stack with those of languages in their places.
+func (s *Symbolizer) merged(st *Stack) []RawFrame {
+	if !slices.ContainsFunc(st.Frames, func(f RawFrame) bool { return f.Unwinder >= FirstLanguageSlot }) {
+		return st.Frames
+	}
+	p := s.table.Get(st.Key.Process, st.Key.Scope, evidence(st.Hints))
+	ps := s.state(p)
+	s.mapped(p, false)
+	return s.merger.merge(st.Frames, func(slot uint8, address uint64) bool {
+		i := int(slot) - 1
+		if i >= len(s.slots) || s.slots[i] == nil {
+			return false
+		}
+		a, ok := s.attachment(p, ps, i).(Interpreter)
+		return ok && a.Loop(address)
+	})
 }
 
 // WindowBegin is called before the stacks of a window are asked for: frames that have found a better name since have it from here on.

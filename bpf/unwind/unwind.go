@@ -2,6 +2,18 @@
 // contract of an unwinder, and the symbolizer that turns a stack into pprof locations. One folder below this one is one
 // unwinder (native, later python, ruby, …): its BPF C, its Go loader, its symbolizer. The kernel's half of the contract is
 // bpf/include/unwind.h. An unwinder never imports another.
+//
+// An interpreted language is an unwinder behind the native one in the list. To add one:
+//   - Its BPF program, "unwind", is called once when the native walk of a sample has ended, and appends its frames, leaf first, as
+//     bpf/include/unwind.h says. What it knows of a process it has in a map of its own, under a number that it chooses.
+//   - Its [FrameSymbolizer]'s Attachment implements [Interpreter]. In Mapped it looks, by content, whether an interpreter is among the
+//     mappings; if so it has the programs loaded ([Late]: once, when the first process needs them), puts what it knows into its map,
+//     and tells the kernel side the number with [Env.SetLanguage]. In Detach it takes both back. A forked child has its parent's number
+//     until it is seen itself: its memory is laid out the same.
+//   - merge.go puts the frames in their places: each run of them, up to a [LanguageEntry], where a native frame is in the loop. A runtime
+//     whose own code lies on the native stack, as that of a just-in-time compiler, makes each such frame a run of one.
+//
+// Outcome and length of a sample are those of the native walk. A process without languages costs four comparisons.
 package unwind
 
 import (
@@ -20,6 +32,17 @@ const (
 	KindKernel    = 1 // A is a kernel address
 	KindTruncated = 2 // the walk stopped before the outermost frame; A is the outcome that says why
 )
+
+// Kinds of frames of interpreted languages; they mirror enum language_kind in bpf/include/unwind.h, which says what A and B are.
+const (
+	LanguageFrame = 1 // its caller runs in the same loop
+	LanguageEntry = 2 // native code has called it
+	LanguageEmpty = 3 // a loop that has no frame
+	LanguageLost  = 4 // callers are missing
+)
+
+// FirstLanguageSlot is the slot of the first language in the list of unwinders: the native walk, which ends in them, is the one before.
+const FirstLanguageSlot = 2
 
 // RawFrame is one frame as the kernel sends it. What Kind, A and B mean is the business of the unwinder in slot Unwinder.
 type RawFrame struct {
@@ -79,6 +102,13 @@ type Unwinder interface {
 	Spec() (*ebpf.CollectionSpec, error)
 	// Bind hands over the loaded collection; the unwinder keeps what it needs of its own (counters). The sampler closes it.
 	Bind(*ebpf.Collection) error
+}
+
+// Late is implemented by unwinders that are loaded when they are needed: languages, of which most nodes run few.
+type Late interface {
+	// LoadBy is called once, when the sampler is opened, with what loads the unwinder's programs and calls Bind. It is for any
+	// goroutine, and loads once however often it is called; the error stays.
+	LoadBy(load func() error)
 }
 
 // Runner is implemented by unwinders that have work to do beside the sampler: reading tables for their walk. Run blocks until

@@ -587,9 +587,9 @@ int unwind(struct bpf_perf_event_data *ctx)
 	for (int i = 0; i < FRAMES_PER_CALL; i++) {
 		u64 rule = RULE_FP;
 		if (space && !walk__find(st, mem, space, first, count, tag, &rule))
-			return unwind__done(st, walk__lost(st));
+			return unwind__languages(ctx, st, slot, walk__lost(st));
 		if (!unwind__push(st, slot, KIND_NATIVE, st->pc, 0))
-			return unwind__done(st, OUTCOME_TOO_DEEP);
+			return unwind__languages(ctx, st, slot, OUTCOME_TOO_DEEP);
 		u32 ended;
 		u32 kind = rule__kind(rule);
 		if (kind == RULE_STOP) {
@@ -608,7 +608,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 			ended = walk__fp(st, mem, rule, space != 0, code_mask);
 		}
 		if (ended != STEPPED)
-			return unwind__done(st, ended);
+			return unwind__languages(ctx, st, slot, ended);
 	}
 	return unwind__next(ctx, st, slot);
 }

@@ -163,7 +163,7 @@ long bpf_ringbuf_output(void *ring, void *data, u64 size, u64 flags)
 
 long bpf_tail_call(void *ctx, void *programs, u32 to)
 {
-	if (programs != &unwinders || to != slot)
+	if (programs != &unwinders || to != slot) /* the process runs no language */
 		die("a tail call to another program");
 	longjmp(tail_call, 1);
 }
@@ -177,7 +177,8 @@ static u32 walk(u64 space)
 	static volatile u32 runs;
 	struct counters before = counted;
 	memset(state, 0xa5, sizeof(*state)); /* what the sampler does not set is what the last walk left */
-	state->frames = state->user_frames = 0;
+	state->frames = state->user_frames = state->language_frames = state->language = 0;
+	memset(state->languages, 0, sizeof(state->languages));
 	state->return_address = state->guessed = state->rows_missing = 0;
 	state->first = 1;
 	state->space = space;
