@@ -28,6 +28,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/symbol"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/bpf/unwind/python"
 	"github.com/stoker-profiler/stoker/test/marker"
 )
 
@@ -917,5 +918,19 @@ func TestUnknownControllerIsRefused(t *testing.T) {
 	_, err := sampler.Open(sampler.Config{FrequencyHz: 97, CgroupController: "nonsense", Unwinders: []unwind.Unwinder{native.New()}})
 	if err == nil || !strings.Contains(err.Error(), "nonsense") {
 		t.Errorf("error %v, want one that names the controller", err)
+	}
+}
+
+// eager is a language that is loaded with the sampler, not when a process needs it.
+type eager struct{ unwind.Unwinder }
+
+// The verifier takes the programs of all languages.
+func TestLanguagesLoad(t *testing.T) {
+	s, err := sampler.Open(sampler.Config{FrequencyHz: 97, Unwinders: []unwind.Unwinder{native.New(), eager{python.New(nil)}}})
+	if err != nil {
+		t.Fatalf("%+v", err)
+	}
+	if err := s.Close(); err != nil {
+		t.Error(err)
 	}
 }

@@ -5,6 +5,7 @@ package unwind_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/symbol"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/bpf/unwind/python"
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 )
 
@@ -92,7 +94,7 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	unwinders := []unwind.Unwinder{native.New()}
+	unwinders := []unwind.Unwinder{native.New(), python.New(slog.New(slog.NewTextHandler(os.Stderr, nil)))}
 	s, err := sampler.Open(sampler.Config{FrequencyHz: 297, CgroupController: h.Controller, Unwinders: unwinders})
 	if err != nil {
 		t.Fatal(err)
@@ -108,7 +110,7 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 	l := &live{names: map[string]uint64{}, stacks: map[string]uint64{}, queue: make(chan func(), 8192)}
 	l.Symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
 		Unwinders: unwinders, Cache: symbol.NewCache(24 << 20), Kernel: kernel, Current: s.Current, RaiseEpoch: s.RaiseEpoch,
-		SetSpace: s.SetSpace,
+		SetSpace: s.SetSpace, SetLanguage: s.SetLanguage,
 	})
 	consumed := make(chan struct{})
 	go func() {

@@ -37,7 +37,7 @@ var suites = []suite{
 	{"runtime/cgroupfs", "root", ""},
 	{"bpf/process", "root", ""},
 	{"bpf/symbol", "root", "^TestTheRunningKernel$"},
-	{"bpf/sampler", "root", "^Test(BusyCgroupIsSampledAndNothingElse|NestedCgroupBelongsToItsContainer|ScopeChangesTakeEffectAtOnce|ExecAndExitAreTold)$"},
+	{"bpf/sampler", "root", "^Test(BusyCgroupIsSampledAndNothingElse|NestedCgroupBelongsToItsContainer|ScopeChangesTakeEffectAtOnce|ExecAndExitAreTold|LanguagesLoad)$"},
 	{"bpf/unwind", "root", "^Test(StacksWithoutFramePointers|FilesOfAContainer|BinaryDeletedUnderItsProcess)$/^(PIE|pivot_root|chroot)$"},
 }
 
