@@ -18,6 +18,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/symbol/debuginfod"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/bpf/unwind/python"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/hook/nri"
 	"github.com/stoker-profiler/stoker/hook/oci"
@@ -102,7 +103,10 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 		return nil, fmt.Errorf("find the cgroup hierarchy: %w", err)
 	}
 	code := native.New()
-	a.unwinders = []unwind.Unwinder{code}
+	a.unwinders = []unwind.Unwinder{code} // the native walk first: it ends in the languages
+	if cfg.Unwind.Python != config.Off {
+		a.unwinders = append(a.unwinders, python.New(log))
+	}
 	kernelSide, err := sampler.Open(sampler.Config{
 		FrequencyHz:      cfg.Sampling.Frequency,
 		UntestedKernel:   cfg.Sampling.UntestedKernel,
@@ -143,13 +147,14 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 		code.FetchDebugFiles(a.debugFiles.Open)
 	}
 	a.symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
-		Unwinders:  a.unwinders,
-		Cache:      a.files,
-		Kernel:     a.kernel,
-		Peers:      a.peers,
-		Current:    a.sampler.Current,
-		RaiseEpoch: a.sampler.RaiseEpoch,
-		SetSpace:   a.sampler.SetSpace,
+		Unwinders:   a.unwinders,
+		Cache:       a.files,
+		Kernel:      a.kernel,
+		Peers:       a.peers,
+		Current:     a.sampler.Current,
+		RaiseEpoch:  a.sampler.RaiseEpoch,
+		SetSpace:    a.sampler.SetSpace,
+		SetLanguage: a.sampler.SetLanguage,
 	})
 
 	// Labels and profiles.

@@ -26,6 +26,7 @@ type sampling interface {
 	Current(id process.ID) bool
 	RaiseEpoch(id process.ID) error
 	SetSpace(id process.ID, space uint64) error
+	SetLanguage(id process.ID, slot uint8, number uint32) error
 	Close() error
 }
 
@@ -96,12 +97,13 @@ func (b *blind) Run(ctx context.Context, window time.Duration, h sampler.Handler
 	}
 }
 
-func (b *blind) Flush(context.Context) error        { return b.refusal() }
-func (b *blind) Stats() (sampler.Stats, error)      { return sampler.Stats{}, nil }
-func (b *blind) Current(process.ID) bool            { return true }
-func (b *blind) RaiseEpoch(process.ID) error        { return os.ErrClosed }
-func (b *blind) SetSpace(process.ID, uint64) error  { return os.ErrClosed }
-func (b *blind) Close() error                       { return nil }
-func (b *blind) Add(uint64, uint32) (uint32, error) { return 0, b }
-func (b *blind) Bar(uint64) error                   { return nil }
-func (b *blind) Remove(uint64) error                { return nil }
+func (b *blind) Flush(context.Context) error                 { return b.refusal() }
+func (b *blind) Stats() (sampler.Stats, error)               { return sampler.Stats{}, nil }
+func (b *blind) Current(process.ID) bool                     { return true }
+func (b *blind) RaiseEpoch(process.ID) error                 { return os.ErrClosed }
+func (b *blind) SetSpace(process.ID, uint64) error           { return os.ErrClosed }
+func (b *blind) SetLanguage(process.ID, uint8, uint32) error { return os.ErrClosed }
+func (b *blind) Close() error                                { return nil }
+func (b *blind) Add(uint64, uint32) (uint32, error)          { return 0, b }
+func (b *blind) Bar(uint64) error                            { return nil }
+func (b *blind) Remove(uint64) error                         { return nil }

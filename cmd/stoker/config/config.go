@@ -30,6 +30,7 @@ type Config struct {
 	Labels          map[string]string `yaml:"labels" live:"true" help:"labels put on every profile"`
 	Store           Store             `yaml:"store"`
 	Pyroscope       []Endpoint        `yaml:"pyroscope" help:"Pyroscope servers to push to, one or a list; none: profiles stay on this node"`
+	Unwind          Unwind            `yaml:"unwind"`
 	Symbols         Symbols           `yaml:"symbols"`
 	Web             Web               `yaml:"web"`
 	Socket          string            `yaml:"socket" help:"unix socket over which ps, top and record reach the agent"`
@@ -101,6 +102,11 @@ type TLS struct {
 	KeyFile            string `yaml:"key_file" help:"PEM file with the client certificate's key"`
 	ServerName         string `yaml:"server_name" help:"name to expect in the server's certificate"`
 	InsecureSkipVerify bool   `yaml:"insecure_skip_verify" help:"accept any certificate"`
+}
+
+// Unwind says of which interpreted languages the functions are shown. What no process of a container runs costs nothing.
+type Unwind struct {
+	Python string `yaml:"python" help:"functions of Python programs (CPython 3.8 to 3.13; docs/python.md): auto, where there are any; off, only the interpreter's own"`
 }
 
 // Symbols says where names of functions come from, beside the files of the node itself.
@@ -178,7 +184,10 @@ type Log struct {
 	Format string `yaml:"format" help:"text or json"`
 }
 
-// Off is the value that switches web.listen, the addresses of runtimes and runtimes.hook.socket off.
+// Auto is the value that leaves it to what is there.
+const Auto = "auto"
+
+// Off is the value that switches web.listen, languages, the addresses of runtimes and runtimes.hook.socket off.
 const Off = "off"
 
 // Default returns the configuration of an agent that was told nothing.
@@ -186,6 +195,7 @@ func Default() Config {
 	return Config{
 		Sampling: Sampling{Frequency: 97, Window: 10 * time.Second},
 		Store:    Store{Path: "/var/lib/stoker/profiles.db", MaxSize: 256 << 20, MaxAge: 72 * time.Hour, MinFree: 0.05},
+		Unwind:   Unwind{Python: Auto},
 		Symbols:  Symbols{Debuginfod: Debuginfod{Cache: "/var/lib/stoker/debuginfod", MaxSize: 256 << 20, Timeout: 3 * time.Minute}},
 		Web:      Web{Listen: "127.0.0.1:4041"},
 		Socket:   "/run/stoker/stoker.sock",

@@ -83,6 +83,7 @@ func (c *Config) Validate() error {
 		names[e.Name] = i
 	}
 
+	oneOf(bad, "unwind.python", c.Unwind.Python, Auto, Off)
 	c.Symbols.Debuginfod.validate(bad)
 	c.Web.validate(bad)
 	absolute(bad, "socket", c.Socket)
