@@ -19,7 +19,7 @@ help: ## this list
 	@echo
 	@echo '  DEMO_SECONDS=20 make demo    ends by itself after 20 seconds'
 	@echo '  DEMO_LISTEN=127.0.0.1:5050   another address for the demo'"'"'s web UI'
-	@echo '  FUZZ_SECONDS=60 make fuzz    a minute for each fuzz target'
+	@echo '  FUZZ_SECONDS=600 make fuzz   ten minutes for each fuzz target'
 
 .PHONY: build
 build: ## bin/stoker and bin/stoker-hook, static (the BPF objects are committed: no clang needed)
@@ -100,7 +100,7 @@ lint: ## gofmt, go vet, staticcheck (why these three: CONTRIBUTING.md)
 	@exec test/run.sh lint
 
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZ_SECONDS (10) each; not part of `make test`, which runs their seeds
+fuzz: ## every fuzz target for FUZZ_SECONDS (60) each, about 50 minutes in all; not part of `make test`, which runs their seeds
 	@exec test/fuzz.sh
 
 .PHONY: bench

@@ -401,7 +401,7 @@ function drawBanner() {
   const parts = (health?.parts || []).filter((p) => p.state === 'failing').map((p) => [`${p.name}: ${p.message}`, p.remedy]);
   const rows = [...lines, ...parts].filter(([m]) => !seen.has(m) && seen.add(m));
   b.hidden = rows.length === 0;
-  b.replaceChildren(...rows.map(([m, r]) => el('div', {}, el('b', {}, m), r ? el('span', {}, ' ' + r) : null)));
+  b.replaceChildren(...rows.map(([m, r]) => el('div', {}, el('b', {}, m), r ? el('span', {}, ' · ' + r) : null)));
 }
 
 function askToken() {
