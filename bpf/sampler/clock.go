@@ -48,6 +48,13 @@ func (c *clock) open() error {
 	return c.refreshLocked()
 }
 
+// frequency is how often each CPU is sampled now, per second.
+func (c *clock) frequency() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.frequencyHz
+}
+
 // refresh opens events of CPUs that came online and closes those of CPUs that left.
 func (c *clock) refresh() error {
 	c.mu.Lock()

@@ -818,6 +818,29 @@ func TestProtocolHoldsUnderPressure(t *testing.T) {
 	}
 }
 
+// A window of which nothing is known yet has room for stacks of which each is new, as those of a container that starts are.
+func TestFirstWindowHasRoomForNewStacks(t *testing.T) {
+	const enough = 1500 // beyond the least that a window has on two CPUs
+	dir, id := newCgroup(t, cgroup2(t), "cold")
+	s, c, stop := open(t, sampler.Config{FrequencyHz: 1999, StacksPerScope: 1 << 20}, time.Minute)
+	scope := mustAdd(t, s, id, 1)
+	for range 2 {
+		start(t, dir, "stacks")
+	}
+	eventually(t, "that many stacks", func() (ok bool) {
+		c.locked(func() { ok = len(c.stacks) >= enough })
+		return ok
+	})
+	st := stop()
+	checkProtocol(t, c, st)
+	if st.Windows != 1 {
+		t.Fatalf("it took %d windows", st.Windows)
+	}
+	if n := st.Outcomes["overflow"]; n != 0 || c.rest[scope] != 0 {
+		t.Errorf("%d samples of %d stacks had no room", n, len(c.stacks))
+	}
+}
+
 // Two unwinders share one stack: marker pushes its frame and hands over to native in the middle of the walk.
 func TestUnwindersHandOver(t *testing.T) {
 	dir, id := newCgroup(t, cgroup2(t), "handover")

@@ -20,6 +20,7 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/btf"
@@ -84,9 +85,21 @@ func (c *Config) setDefaults() error {
 	return nil
 }
 
-// minWindowKeys is the size a window begins with and never goes below: what does not fit has no stack until the window ends.
+// minWindowKeys is the size that a window must have: without memory for that sampling ends.
 func (c *Config) minWindowKeys() int {
 	return min(max(1024, 512*runtime.NumCPU()), c.MaxWindowKeys)
+}
+
+// usualWindow is how long the first window is taken to be: how long it will be, Run is told.
+const usualWindow = 10 * time.Second
+
+// windowKeys is the size of a window of that length of whose stacks nobody knows anything: as many as it can have samples, for when a
+// container starts each has a stack of its own; at most 8192 (900 KB of the kernel's memory) or 512 per CPU. What does not fit has no
+// stack until the window ends.
+func (c *Config) windowKeys(frequencyHz int, length time.Duration) int {
+	cpus := runtime.NumCPU()
+	samples := length.Seconds() * float64(frequencyHz*cpus) * 9 / 8 // it ends a little late
+	return int(min(max(float64(c.minWindowKeys()), samples), float64(max(8192, 512*cpus)), float64(c.MaxWindowKeys)))
 }
 
 // maxUnwinders mirrors MAX_UNWINDERS; Open checks it against the object.
@@ -189,7 +202,7 @@ func (s *Sampler) size(spec *ebpf.CollectionSpec) error {
 	} {
 		spec.Maps[name].MaxEntries = uint32(n)
 	}
-	spec.Maps["window"].InnerMap.MaxEntries = uint32(s.cfg.minWindowKeys())
+	spec.Maps["window"].InnerMap.MaxEntries = uint32(s.cfg.minWindowKeys()) // of the type only
 	var seed [8]byte
 	if _, err := rand.Read(seed[:]); err != nil {
 		return fmt.Errorf("seed the stack hash: %w", err)

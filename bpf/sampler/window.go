@@ -66,8 +66,9 @@ type windows struct {
 	start    time.Time
 	boot     time.Duration
 	seq      uint64 // number of the open window; raised at U1
-	size     int    // keys of the open window's map
-	late     int    // times in a row that the open window could not be closed
+	size     int    // keys of the next window's map
+	length   time.Duration
+	late     int // times in a row that the open window could not be closed
 	pending  map[process.ID][]buildID
 	known    map[unwind.Key]*known
 	exited   map[process.ID]uint64 // → window in which the exit was read
@@ -92,7 +93,8 @@ func (w *windows) open(s *Sampler, spec *ebpf.MapSpec) error {
 	w.exited = map[process.ID]uint64{}
 	w.lastRest = map[bpfRestKey]Count{}
 	w.seq = 1
-	w.size = s.cfg.minWindowKeys()
+	w.length = usualWindow
+	w.size = s.cfg.windowKeys(s.cfg.FrequencyHz, w.length)
 	m, err := w.newMap(w.size)
 	if err != nil {
 		return err
@@ -141,6 +143,7 @@ func (s *Sampler) Run(ctx context.Context, window time.Duration, h Handler) erro
 	// One reader: wake it when something else than a record wants its attention.
 	stop := context.AfterFunc(ctx, func() { _ = s.ring.Flush() })
 	defer stop()
+	s.win.length = window
 	next := s.win.start.Add(window)
 	var rec ringbuf.Record
 	for {
@@ -335,8 +338,8 @@ func (s *Sampler) endWindow(h Handler) error {
 	if err := s.scopes.windowEnd(); err != nil {
 		return err
 	}
-	// Room for twice what this window had, so that a quiet node does not hold the memory of a busy one.
-	w.size = max(s.cfg.minWindowKeys(), 2*len(w.result))
+	// Room for what may come when all is new, and for twice what this window had, so that a quiet node does not hold the memory of a busy one.
+	w.size = max(s.cfg.windowKeys(s.clock.frequency(), w.length), 2*len(w.result))
 	if len(win.Rest) > 0 {
 		w.size = s.cfg.MaxWindowKeys
 	}
