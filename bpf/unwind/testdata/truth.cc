@@ -1,5 +1,5 @@
 // A program without frame pointers whose stacks are known. Each function called s_… spends some time in leaf, on a stack of
-// its own kind, for as many milliseconds as the argument says.
+// its own kind, for as many milliseconds of CPU as the argument says.
 #include <alloca.h>
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -21,10 +21,11 @@
 static long milliseconds;
 static volatile unsigned long sink;
 
+// What this process has spent, so that a busy machine takes no samples from a function.
 static long now()
 {
 	timespec t;
-	clock_gettime(CLOCK_MONOTONIC, &t);
+	clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
 	return t.tv_sec * 1000 + t.tv_nsec / 1000000;
 }
 
@@ -206,7 +207,7 @@ KEEP void s_fault()
 
 KEEP void in_child()
 {
-	while (more())
+	for (begin(); more();) // a child's clock begins with it
 		leaf();
 	AFTER;
 }
