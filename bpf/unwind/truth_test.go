@@ -230,7 +230,7 @@ func TestTwoProgramsAtTheSameAddresses(t *testing.T) {
 	for !cpus.IsSet(cpu) {
 		cpu++
 	}
-	l := sample(t, exec.Command("sh", "-c", `taskset -c "$2" "$0" 3 & taskset -c "$2" "$1" 3; wait`, one, two, strconv.Itoa(cpu)))
+	l := sample(t, exec.Command("sh", "-c", `taskset -c "$2" "$0" 2 & taskset -c "$2" "$1" 2; wait`, one, two, strconv.Itoa(cpu)))
 	for _, name := range []string{"of_one", "of_two"} {
 		right, total := uint64(0), uint64(0)
 		for stack, n := range l.stacks {
