@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/pprof/profile"
+
 	"github.com/stoker-profiler/stoker/bpf/process"
 	"github.com/stoker-profiler/stoker/bpf/sampler"
 	"github.com/stoker-profiler/stoker/bpf/symbol"
@@ -30,6 +32,8 @@ type live struct {
 	names   map[string]uint64 // samples by name of each frame
 	stacks  map[string]uint64 // by names of user frames, outermost first, with the mark of a walk that ended early
 	samples uint64
+	windows int
+	each    func(window int, locations []*profile.Location, n uint64) // nil: nobody looks
 	lost    uint64
 
 	outcomes, events map[string]uint64 // of the kernel side
@@ -55,6 +59,9 @@ func (l *live) window(w sampler.Window) {
 			l.lost += c.N
 		}
 		l.samples += c.N
+		if l.each != nil {
+			l.each(l.windows, locations, c.N)
+		}
 		var stack []string
 		for _, loc := range slices.Backward(locations) {
 			l.names[loc.Line[0].Function.Name] += c.N
@@ -65,11 +72,18 @@ func (l *live) window(w sampler.Window) {
 		l.stacks[strings.Join(stack, ";")] += c.N
 		active[c.Key.Process] = c.Key.Scope
 	}
+	l.windows++
 	l.WindowEnd(active)
 }
 
 // sample runs a command in a cgroup of its own, sampled at 297 Hz, and returns what was seen when it has ended.
 func sample(t *testing.T, cmd *exec.Cmd) *live {
+	t.Helper()
+	return sampleAt(t, cmd, 297, nil)
+}
+
+// sampleAt is sample at another frequency. each is called with all stacks, leaf first, and in which window they were counted.
+func sampleAt(t *testing.T, cmd *exec.Cmd, hz int, each func(window int, locations []*profile.Location, n uint64)) *live {
 	t.Helper()
 	h, err := cgroupfs.Detect()
 	if err != nil {
@@ -95,7 +109,7 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 		t.Fatal(err)
 	}
 	unwinders := []unwind.Unwinder{native.New(), python.New(slog.New(slog.NewTextHandler(os.Stderr, nil)))}
-	s, err := sampler.Open(sampler.Config{FrequencyHz: 297, CgroupController: h.Controller, Unwinders: unwinders})
+	s, err := sampler.Open(sampler.Config{FrequencyHz: hz, CgroupController: h.Controller, Unwinders: unwinders})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +121,7 @@ func sample(t *testing.T, cmd *exec.Cmd) *live {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := &live{names: map[string]uint64{}, stacks: map[string]uint64{}, queue: make(chan func(), 8192)}
+	l := &live{each: each, names: map[string]uint64{}, stacks: map[string]uint64{}, queue: make(chan func(), 8192)}
 	l.Symbolizer = unwind.NewSymbolizer(unwind.SymbolizerConfig{
 		Unwinders: unwinders, Cache: symbol.NewCache(24 << 20), Kernel: kernel, Current: s.Current, RaiseEpoch: s.RaiseEpoch,
 		SetSpace: s.SetSpace, SetLanguage: s.SetLanguage,

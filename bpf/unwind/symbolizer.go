@@ -117,6 +117,8 @@ type Env struct {
 	Processes *process.Table
 	Cache     *symbol.Cache
 	Names     *Names
+	// Patience is for reads of strangers' files and memory, which languages do on the Symbolizer's goroutine.
+	Patience *Patience
 	// Peers returns the PIDs of a container's processes.
 	Peers func(scope uint32) []int
 	// SetSpace gives the kernel side what [SymbolizerConfig.SetSpace] says.
@@ -300,7 +302,7 @@ func NewSymbolizer(cfg SymbolizerConfig) *Symbolizer {
 	s.table = process.NewTable(process.Config{Reader: reader, MaxProcesses: cfg.MaxProcesses, Current: cfg.Current, Now: cfg.Now},
 		s.forgotten)
 	s.env = &Env{Reader: reader, Processes: s.table, Cache: cfg.Cache, Names: newNames(cfg.MaxBytes / 8), Peers: cfg.Peers,
-		SetSpace: cfg.SetSpace, s: s}
+		Patience: newPatience(), SetSpace: cfg.SetSpace, s: s}
 	s.slots = make([]FrameSymbolizer, len(cfg.Unwinders))
 	for i, u := range cfg.Unwinders {
 		if n, ok := u.(Symbolizing); ok {
@@ -532,6 +534,7 @@ func (s *Symbolizer) Forget(k Key) {
 // ago.
 func (s *Symbolizer) WindowEnd(active map[process.ID]uint32) {
 	s.kernelWait = max(0, s.kernelWait-1)
+	s.env.Patience.windowEnd()
 	clear(s.execs)
 	better := map[*process.Process]bool{}
 	for p, st := range s.states {

@@ -137,3 +137,69 @@ func TestFunctionsOfPython(t *testing.T) {
 		t.Errorf("only %s of %s are in whole stacks\n%s", time.Duration(whole), time.Duration(all), pic)
 	}
 }
+
+// Scripts of a tenth of a second, one after the other, and a server whose workers only fork and are replaced all the time: each of
+// their processes is named.
+func TestFunctionsOfBriefPythons(t *testing.T) {
+	const briefRef, forksRef = "localhost/python-brief:1", "localhost/python-forks:1"
+	python, mounts := pythonImage(t, briefRef, `import time
+
+
+def brief():
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        sum(range(1000))
+
+
+brief()
+`)
+	pythonImage(t, forksRef, `import os
+import time
+
+
+def request(seconds):
+    end = time.process_time() + seconds
+    while time.process_time() < end:
+        sum(range(1000))
+
+
+def serve():
+    for _ in range(10):
+        request(0.02)
+
+
+def master():
+    while True:
+        workers = []
+        for _ in range(2):
+            pid = os.fork()
+            if not pid:
+                serve()
+                os._exit(0)
+            workers.append(pid)
+        for pid in workers:
+            os.waitpid(pid, 0)
+
+
+master()
+`)
+	a := startAgent(t, options{frequency: 97})
+	brief := start(t, spec{image: briefRef, args: []string{"/bin/sh", "-c", "while :; do " + python + " -S -E /app.py; done"}, mounts: mounts})
+	forks := start(t, spec{image: forksRef, args: []string{python, "/app.py"}, mounts: mounts})
+	brief.used(t, 6*time.Second)
+	forks.used(t, 6*time.Second)
+	brief.kill(t)
+	forks.kill(t)
+	a.stop(t)
+	pic := look(t, a.profiles(t, brief.id))
+	t.Logf("of scripts of 100 ms, %.1f %% is in the function", pic.share(pic.cum, "brief"))
+	// The rest is the interpreter, which starts: 15 to 40 % of the time.
+	if pic.share(pic.cum, "brief") < 50 || pic.share(pic.cum, "brief") < 0.9*pic.share(pic.cum, "Py_RunMain") {
+		t.Errorf("scripts: %s", pic)
+	}
+	pic = look(t, a.profiles(t, forks.id))
+	t.Logf("of workers of 200 ms, %.1f %% is in what they are asked, %.1f %% below the main program", pic.share(pic.cum, "request"), pic.share(pic.cum, "master"))
+	if pic.share(pic.cum, "request") < 90 || pic.share(pic.cum, "master") < 90 {
+		t.Errorf("workers: %s", pic)
+	}
+}

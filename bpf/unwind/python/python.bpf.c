@@ -275,7 +275,8 @@ int unwind(struct bpf_perf_event_data *ctx)
 	if (st->language != slot) {
 		st->language = slot;
 		w->pending = w->at = 0;
-		if (!stack__in_loop(st, py))
+		/* Where the native walk was cut, the loop may be among what is missing. */
+		if (outcome == OUTCOME_COMPLETE && !stack__in_loop(st, py))
 			return unwind__languages(ctx, st, slot, outcome);
 		u64 thread = thread__find(py, &st->record.head.key);
 		if (!thread) {

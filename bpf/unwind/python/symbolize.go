@@ -11,6 +11,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/process"
 	"github.com/stoker-profiler/stoker/bpf/symbol"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
+	"github.com/stoker-profiler/stoker/bpf/unwind/python/offsets"
 )
 
 const (
@@ -19,6 +20,8 @@ const (
 	// idleWindows is how many windows it is remembered what a file is that no process has mapped anew: as long as nobody maps it
 	// another file may get its inode.
 	idleWindows = 3
+	// maxUnknown is how many unknown versions the log tells of: a hostile file can have any.
+	maxUnknown = 16
 	// Names of frames that stand where there is no function, and the mapping of all of Python's.
 	mappingName = "[python]"
 	frameLost   = "[python: frames lost]"
@@ -35,9 +38,10 @@ type symbolizer struct {
 	images  map[fileKey]*known
 	codes   *unwind.Recent[codeKey, *code]
 	places  *unwind.Recent[placeKey, *profile.Location]
-	unknown map[string]bool // versions of which it was said that they are unknown
+	unknown map[string]bool          // versions of which it was said that they are unknown
+	waiting map[*attachment]struct{} // for the programs to be loaded
 
-	attached, failed, read, gone, unreadable atomic.Uint64
+	attached, failed, filesFailed, read, gone, unreadable, slow atomic.Uint64
 }
 
 type fileKey struct {
@@ -48,8 +52,9 @@ type fileKey struct {
 
 // known is what a file was found to be.
 type known struct {
-	image *image // nil: no interpreter
-	used  uint64 // window
+	image  *image // nil: no interpreter
+	failed bool   // to be read again
+	used   uint64 // window
 }
 
 type codeKey struct {
@@ -72,15 +77,23 @@ type placeKey struct {
 
 // Symbolizer implements [unwind.Symbolizing].
 func (u *Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
-	return &symbolizer{u: u, env: env, images: map[fileKey]*known{}, unknown: map[string]bool{},
+	return &symbolizer{u: u, env: env, images: map[fileKey]*known{}, unknown: map[string]bool{}, waiting: map[*attachment]struct{}{},
 		codes: unwind.NewRecent[codeKey, *code](codesBytes), places: unwind.NewRecent[placeKey, *profile.Location](codesBytes)}
 }
 
 // Attach implements [unwind.FrameSymbolizer].
 func (s *symbolizer) Attach(p *process.Process) unwind.Attachment { return &attachment{s: s, p: p} }
 
-// Improve implements [unwind.FrameSymbolizer].
-func (*symbolizer) Improve() {}
+// Improve implements [unwind.FrameSymbolizer]: it attaches to processes that had to wait for the programs.
+func (s *symbolizer) Improve() {
+	if len(s.waiting) == 0 || !s.u.ready() {
+		return
+	}
+	for a := range s.waiting {
+		delete(s.waiting, a)
+		a.Mapped(false)
+	}
+}
 
 // WindowEnd implements [unwind.FrameSymbolizer].
 func (s *symbolizer) WindowEnd() {
@@ -95,11 +108,13 @@ func (s *symbolizer) WindowEnd() {
 // Counters implements [unwind.FrameSymbolizer].
 func (s *symbolizer) Counters() map[string]uint64 {
 	out := map[string]uint64{
-		"processes_attached": s.attached.Load(),   // whose interpreter the kernel side was told of
-		"processes_failed":   s.failed.Load(),     // of which it could not be told
-		"codes_read":         s.read.Load(),       // code objects
-		"codes_gone":         s.gone.Load(),       // that were others when they were looked at, or whose process had ended
-		"codes_unreadable":   s.unreadable.Load(), // in which something is wrong
+		"processes_attached": s.attached.Load(),    // whose interpreter the kernel side was told of
+		"processes_failed":   s.failed.Load(),      // of which it could not be told
+		"files_failed":       s.filesFailed.Load(), // that could not be searched for an interpreter: tried again
+		"codes_read":         s.read.Load(),        // code objects
+		"codes_gone":         s.gone.Load(),        // that were others when they were looked at, or whose process had ended
+		"codes_unreadable":   s.unreadable.Load(),  // in which something is wrong
+		"codes_slow":         s.slow.Load(),        // that were not read within a moment: tried again
 	}
 	s.u.kernelCounters(out)
 	return out
@@ -141,51 +156,65 @@ func (a *attachment) Mapped(bool) {
 	a.detach()
 }
 
-// image returns what the file of a mapping has of CPython.
+// image returns what the file of a mapping has of CPython; nil: nothing that we know.
 func (s *symbolizer) image(p *process.Process, m *process.Mapping) *image {
 	key := fileKey{m.Major, m.Minor, m.Inode, m.Path}
 	k := s.images[key]
-	if k == nil {
-		k = &known{}
+	if k == nil || k.failed && k.used < s.window {
+		im, err := s.inspect(p, m)
+		k = &known{image: im, failed: err != nil}
 		s.images[key] = k
-		k.image = s.inspect(p, m)
 	}
 	k.used = s.window
 	return k.image
 }
 
-func (s *symbolizer) inspect(p *process.Process, m *process.Mapping) *image {
-	f, err := s.env.Reader.Open(p.ID().PID, m)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil
-	}
-	im, err := readImage(f, st.Size())
+// inspect reads the file of a mapping. With an error it is worth reading it again in another window.
+func (s *symbolizer) inspect(p *process.Process, m *process.Mapping) (*image, error) {
+	reader, pid, mapping := s.env.Reader, p.ID().PID, *m
+	im, err := unwind.Patiently(s.env.Patience, p.Scope(), func() (*image, error) {
+		f, err := reader.Open(pid, &mapping)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		return readImage(f, st.Size())
+	})
 	var format *symbol.FormatError
-	if err != nil && !errors.Is(err, symbol.ErrNotELF) && !errors.As(err, &format) {
-		s.u.log.Debug("a file could not be searched for Python", "file", m.Path, "pid", p.ID().PID, "err", err)
+	switch {
+	case errors.Is(err, symbol.ErrNotELF), errors.Is(err, symbol.ErrNotRegular), errors.As(err, &format):
+		return nil, nil // code of another kind
+	case err != nil:
+		s.filesFailed.Add(1)
+		s.u.log.Debug("a file could not be searched for Python", "file", m.Path, "pid", pid, "err", err)
+		return nil, err
+	case im == nil:
+		return nil, nil
+	case im.table == nil:
+		if !s.unknown[im.release] && len(s.unknown) < maxUnknown {
+			s.unknown[im.release] = true
+			s.u.log.Warn("this version of Python is not known: its functions are not shown, only the interpreter's", "version", im.release, "file", m.Path)
+		}
+		return nil, nil
 	}
-	if im != nil && im.table == nil && !s.unknown[im.release] {
-		s.unknown[im.release] = true
-		s.u.log.Warn("this version of Python is not known: its functions are not shown, only the interpreter's", "version", im.release, "file", m.Path)
-	}
-	if im == nil || im.table == nil {
-		return nil
-	}
-	return im
+	return im, nil
 }
 
-// attach tells the kernel side of the process.
+// attach tells the kernel side of the process, once the programs are loaded.
 func (a *attachment) attach(im *image, bias uint64) {
 	if a.number != 0 && a.image == im && a.bias == bias {
 		return
 	}
 	a.detach()
 	m, err := a.s.u.interpreters()
+	if err == nil && m == nil {
+		a.s.waiting[a] = struct{}{}
+		return
+	}
 	if err == nil {
 		a.s.number++
 		a.kernel = im.attach(bias)
@@ -203,6 +232,7 @@ func (a *attachment) attach(im *image, bias uint64) {
 }
 
 func (a *attachment) detach() {
+	delete(a.s.waiting, a)
 	if a.number == 0 {
 		return
 	}
@@ -211,7 +241,7 @@ func (a *attachment) detach() {
 	if err := a.s.env.SetLanguage(a.p.ID(), 0); err != nil {
 		a.s.failed.Add(1)
 	}
-	if m, err := a.s.u.interpreters(); err == nil {
+	if m, err := a.s.u.interpreters(); err == nil && m != nil {
 		_ = m.Delete(number) // it is there, or the sampler has been closed
 	}
 }
@@ -277,11 +307,20 @@ func (a *attachment) code(at uint64, cookie uint32) *code {
 	if c, ok := a.s.codes.Get(key); ok {
 		return c
 	}
-	c := &code{}
-	c.err = a.read(c, at, cookie)
+	c := &code{err: errGone}
+	if a.image != nil && !a.p.Gone() {
+		mem, table, kernel := process.Memory{PID: a.p.ID().PID}, a.image.table, a.kernel
+		c.Code, c.err = unwind.Patiently(a.s.env.Patience, a.p.Scope(), func() (Code, error) {
+			return readVerified(mem, table, &kernel, at, cookie)
+		})
+	}
 	switch {
 	case c.err == nil:
 		a.s.read.Add(1)
+		c.name = a.s.env.Names.Function(c.Name, c.File, int64(c.First))
+	case errors.Is(c.err, unwind.ErrSlow):
+		a.s.slow.Add(1)
+		return c // not kept: it may be read the next time
 	case errors.Is(c.err, errGone):
 		a.s.gone.Add(1)
 	default:
@@ -291,41 +330,34 @@ func (a *attachment) code(at uint64, cookie uint32) *code {
 	return c
 }
 
-func (a *attachment) read(c *code, at uint64, cookie uint32) error {
-	if a.p.Gone() || a.image == nil {
-		return errGone
+// readVerified reads the code object at an address, and looks before and after whether it is what was sampled.
+func readVerified(mem process.Memory, t *offsets.Table, k *bpfInterpreter, at uint64, cookie uint32) (Code, error) {
+	if err := verify(mem, k, at, cookie); err != nil {
+		return Code{}, err
 	}
-	mem := process.Memory{PID: a.p.ID().PID}
-	if err := a.verify(mem, at, cookie); err != nil {
-		return err
+	c, err := ReadCode(mem, t, at)
+	if err == nil {
+		err = verify(mem, k, at, cookie)
 	}
-	var err error
-	if c.Code, err = ReadCode(mem, a.image.table, at); err != nil {
-		if errors.Is(err, process.ErrGone) {
-			return fmt.Errorf("%w: %w", errGone, err)
-		}
-		return err
+	if errors.Is(err, process.ErrGone) && !errors.Is(err, errGone) {
+		err = fmt.Errorf("%w: %w", errGone, err)
 	}
-	if err := a.verify(mem, at, cookie); err != nil { // also after it was read
-		return err
-	}
-	c.name = a.s.env.Names.Function(c.Name, c.File, int64(c.First))
-	return nil
+	return c, err
 }
 
 // codeBytes is CODE_BYTES of python.bpf.c.
 const codeBytes = 144
 
 // verify compares what is at an address with what was there when it was sampled.
-func (a *attachment) verify(mem process.Memory, at uint64, cookie uint32) error {
+func verify(mem process.Memory, k *bpfInterpreter, at uint64, cookie uint32) error {
 	var b [codeBytes]byte
 	if err := readAt(mem, b[:], at); err != nil {
 		return fmt.Errorf("%w: %w", errGone, err)
 	}
-	if a.kernel.CodeType != 0 && binary.LittleEndian.Uint64(b[8:]) != a.kernel.CodeType {
+	if k.CodeType != 0 && binary.LittleEndian.Uint64(b[8:]) != k.CodeType {
 		return fmt.Errorf("%w: what is at %#x is no code object", errGone, at)
 	}
-	if got := cookieOf(&b, &a.kernel); cookie != 0 && got != cookie {
+	if got := cookieOf(&b, k); cookie != 0 && got != cookie {
 		return fmt.Errorf("%w: its cookie is %#x, it was %#x", errGone, got, cookie)
 	}
 	return nil

@@ -1,46 +1,67 @@
-"""A program whose functions take known shares of its time."""
+"""A program that spends known shares of its time in functions of known names, on the lines marked "leaf"."""
+import asyncio
 import sys
+import threading
 import time
 
-
-def spin(seconds):
-    end = time.process_time() + seconds
-    while time.process_time() < end:
-        for _ in range(1000):
-            pass
+clock = time.thread_time
 
 
-def twenty(seconds):
-    spin_twenty(seconds * 0.2)
+class Stage:
+    def method(self, seconds):
+        end = clock() + seconds
+        while clock() < end:  # leaf method
+            pass  # leaf method
 
 
-def spin_twenty(seconds):
-    end = time.process_time() + seconds
-    n = 0
-    while time.process_time() < end:
-        for i in range(1000):
-            n += i
-    return n
+def generator(seconds):
+    end = clock() + seconds
+    while clock() < end:  # leaf generator
+        pass  # leaf generator
+    yield
 
 
-def key(x):
-    return spin_key(x)
+async def coroutine(seconds):
+    end = clock() + seconds
+    while clock() < end:  # leaf coroutine
+        pass  # leaf coroutine
 
 
-def spin_key(x):
-    end = time.process_time() + x
-    n = 0
-    while time.process_time() < end:
-        for i in range(1000):
-            n ^= i
-    return n
+async def awaits(seconds):
+    await coroutine(seconds)
+
+
+def key(seconds):
+    end = clock() + seconds
+    while clock() < end:  # leaf key
+        pass  # leaf key
+
+
+def größe(seconds, depth):
+    if depth:
+        return größe(seconds, depth - 1)
+    end = clock() + seconds
+    while clock() < end:  # leaf größe
+        pass  # leaf größe
+
+
+def worker(seconds):
+    end = clock() + seconds
+    while clock() < end:  # leaf worker
+        pass  # leaf worker
 
 
 def main(seconds):
-    spin(seconds * 0.5)
-    twenty(seconds)
-    sorted([seconds * 0.1, seconds * 0.2], key=key)
+    for _ in range(int(seconds * 10)):
+        Stage().method(0.02)
+        for _ in generator(0.015):
+            pass
+        asyncio.run(awaits(0.015))
+        sorted([0.02], key=key)
+        größe(0.01, 60)
+        thread = threading.Thread(target=worker, args=(0.02,))
+        thread.start()
+        thread.join()
 
 
-if __name__ == "__main__":
-    main(float(sys.argv[1]))
+main(float(sys.argv[1]))
