@@ -131,7 +131,7 @@ func (a *app) examine(ctx context.Context, cfg config.Config) []doctor.Row {
 	process, running := agentProcess(cfg.Socket)
 	checks := []doctor.Check{{Area: "agent", Name: cfg.Socket, Run: func(ctx context.Context) []doctor.Finding { return agentFinding(ctx, cfg.Socket, process, running) }}}
 	checks = append(checks, doctor.Machine(process, "/proc", "/sys", sampler.MayFreeze, cfg.Sampling.UntestedKernel)...)
-	checks = append(checks, doctor.Engines(engines(cfg))...)
+	checks = append(checks, doctor.Engines(engines(cfg), running)...)
 	checks = append(checks, hookChecks()...)
 	checks = append(checks, doctor.Store(cfg.Store.Path, int64(cfg.Store.MaxSize), float64(cfg.Store.MinFree), running))
 	for _, e := range cfg.Pyroscope {

@@ -58,6 +58,10 @@ func TestStrangersAtTheAgentsListeners(t *testing.T) {
 		t.Errorf("a stranger records over a socket that was widened: exit code %d: %s", code, out)
 	}
 
+	if out, _ := asNobody("doctor"); !strings.Contains(out, "may not be looked at with these rights") || strings.Contains(out, b.id) {
+		t.Errorf("a stranger's doctor looks into a container: %s", out)
+	}
+
 	// As a container in the host's network can.
 	const many = 200
 	for range many {

@@ -25,16 +25,17 @@ type Engine struct {
 	Version      func(ctx context.Context, socket string) (string, error)
 }
 
-// Engines is one check for each socket.
-func Engines(engines []Engine) []Check {
+// Engines is one check for each socket. agentRuns: that whoever asks may not connect says nothing of the agent, whose own findings are told
+// elsewhere.
+func Engines(engines []Engine, agentRuns bool) []Check {
 	var out []Check
 	for _, e := range engines {
-		out = append(out, Check{"engines", e.Name, func(ctx context.Context) []Finding { return engine(ctx, e) }})
+		out = append(out, Check{"engines", e.Name, func(ctx context.Context) []Finding { return engine(ctx, e, agentRuns) }})
 	}
 	return out
 }
 
-func engine(ctx context.Context, e Engine) []Finding {
+func engine(ctx context.Context, e Engine, agentRuns bool) []Finding {
 	at := e.Name + " " + e.Socket
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", e.Socket)
 	switch {
@@ -42,6 +43,8 @@ func engine(ctx context.Context, e Engine) []Finding {
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
 		return []Finding{{at, Broken, "the configuration names it, and it does not exist", "start the engine, or correct runtimes." + e.Name + ".address"}}
+	case errors.Is(err, fs.ErrPermission) && agentRuns:
+		return []Finding{{at, OK, "this user may not connect; the agent says above if it may not", ""}}
 	case errors.Is(err, fs.ErrPermission):
 		return []Finding{{at, Degraded, "this user may not connect: containers are found by their cgroups, without names", "run as root, or join the socket's group: stat -c %G " + e.Socket}}
 	case errors.Is(err, syscall.ECONNREFUSED):

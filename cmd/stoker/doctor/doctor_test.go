@@ -85,7 +85,7 @@ func TestEngines(t *testing.T) {
 		}), true, DockerVersion}, "degraded"},
 		{Engine{"containerd", good, true, func(context.Context, string) (string, error) { return "2.4.2", nil }}, "ok: version 2.4.2"},
 	} {
-		got := findings(t, Engines([]Engine{c.e})[0])
+		got := findings(t, Engines([]Engine{c.e}, false)[0])
 		if c.want == "" && got != "" || !strings.Contains(got, c.want) {
 			t.Errorf("%s %s: %q, want %q", c.e.Name, c.e.Socket, got, c.want)
 		}

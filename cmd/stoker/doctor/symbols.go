@@ -54,11 +54,15 @@ func Symbols(containers func(ctx context.Context) ([]Container, error), fetched 
 		var out []Finding
 		for i, c := range all {
 			if i == maxContainers || ctx.Err() != nil {
-				return append(out, Finding{"", OK, fmt.Sprintf("%d more containers were not looked at", len(all)-i), ""})
+				out = append(out, Finding{"", OK, fmt.Sprintf("%d more containers were not looked at", len(all)-i), ""})
+				break
 			}
 			if f, ok := l.container(ctx, c); ok {
 				out = append(out, f)
 			}
+		}
+		if l.barred > 0 {
+			out = append(out, Finding{"", Degraded, fmt.Sprintf("the processes of %s may not be looked at with these rights", count(l.barred, "container")), "sudo stoker doctor"})
 		}
 		return out
 	}}
@@ -69,6 +73,7 @@ type looker struct {
 	reader  process.Reader
 	cache   *symbol.Cache
 	fetched bool
+	barred  int // containers whose processes may not be looked at
 }
 
 // look is what is seen of one container.
@@ -79,6 +84,7 @@ type look struct {
 	stripped []string // programs whose debug file is nowhere; and where it would be
 	wanted   []string
 	problems []problem
+	barred   bool // some process may not be looked at
 }
 
 type fileID struct {
@@ -114,6 +120,12 @@ func (l *looker) container(ctx context.Context, c Container) (Finding, bool) {
 	if !alive {
 		return Finding{}, false
 	}
+	if seen.barred {
+		l.barred++
+		if len(seen.files) == 0 {
+			return Finding{}, false
+		}
+	}
 	l.addStripped(&seen)
 	var what, remedies []string
 	for i, p := range seen.problems {
@@ -143,7 +155,7 @@ func (l *looker) process(ctx context.Context, pid uint32, seen *look) bool {
 	case errors.Is(err, process.ErrGone):
 		return false
 	case errors.Is(err, process.ErrDenied):
-		seen.add("its processes may not be looked at", "sudo stoker doctor")
+		seen.barred = true
 		return true
 	case err != nil && maps == nil:
 		seen.add(fmt.Sprintf("process %d: %v", pid, err), "tell the maintainers: stoker doctor --bundle FILE")
