@@ -349,3 +349,10 @@ static __always_inline bool unwind__push_language(struct unwind_state *st, u8 sl
 	unwind__append(st, slot, kind, false, a, b);
 	return true;
 }
+
+/* Says that callers are missing. There is room for it when there is none for frames. */
+static __always_inline void unwind__language_lost(struct unwind_state *st, u8 slot)
+{
+	if (st->frames < MAX_FRAMES - 1)
+		unwind__append(st, slot, LANGUAGE_LOST, false, 0, 0);
+}

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -157,4 +158,48 @@ func joined(locations []*profile.Location) string {
 		names = append(names, l.Line[0].Function.Name)
 	}
 	return strings.Join(names, ";")
+}
+
+// A process that says it is Python and lies: what it does to its stacks is its own affair, and costs a bounded time.
+func TestForgedPython(t *testing.T) {
+	forged := build(t, "forged", "forged.c", "-pthread", "-rdynamic")
+	const lost, gone = "[python: frames lost]", "[python: code gone]"
+	for how, want := range map[string]string{ // what follows main, outermost first; x stands for what is left out
+		"honest": "forged;forged", "loop": lost + ";" + strings.Repeat("forged;", 254) + "forged", "unmapped": lost + ";forged",
+		"name": "x", "threads": "_PyEval_EvalFrameDefault", "type": gone + ";" + gone, "everywhere": "x", "strings": "x",
+	} {
+		t.Run(how, func(t *testing.T) {
+			var all, right, early uint64
+			seen := map[string]uint64{}
+			l := sampleAt(t, exec.Command(forged, how, "0.8"), 297, func(window int, locations []*profile.Location, n uint64) {
+				stack := joined(locations)
+				if !strings.Contains(stack, "main;") {
+					return
+				}
+				var names []string
+				for _, l := range locations[:slices.IndexFunc(locations, func(l *profile.Location) bool { return l.Line[0].Function.Name == "main" })] {
+					name := l.Line[0].Function.Name
+					if len(name) > 1030 {
+						t.Errorf("a name of %d bytes", len(name))
+					}
+					if !strings.HasPrefix(l.Mapping.File, "[kernel") && !strings.Contains(name, "clock_gettime") {
+						names = append([]string{name}, names...)
+					}
+				}
+				all += n
+				switch got := strings.Join(names, ";"); {
+				case want == "x" || got == want:
+					right += n
+				case got == "_PyEval_EvalFrameDefault": // before the program is loaded
+					early += n
+				default:
+					seen[got] += n
+				}
+			})
+			t.Logf("%d of %d samples; %v", right, all, l.Stats().Unwinders["python"])
+			if all < 50 || right < all/4 || right+early < all || l.lost > 0 {
+				t.Errorf("%d samples, %d as they should be, %d early, %d lost: %v", all, right, early, l.lost, seen)
+			}
+		})
+	}
 }

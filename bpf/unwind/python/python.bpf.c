@@ -287,7 +287,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 		u64 frame;
 		if (!read_u64(&frame, thread + py->frame) || (py->cframe != ABSENT && !read_u64(&frame, frame + py->cframe))) {
 			python__count(PYTHON_UNREADABLE, 1);
-			unwind__push_language(st, slot, LANGUAGE_LOST, 0, 0);
+			unwind__language_lost(st, slot);
 			return unwind__languages(ctx, st, slot, outcome);
 		}
 		w->at = frame;
@@ -303,10 +303,11 @@ int unwind(struct bpf_perf_event_data *ctx)
 	if (step == STEP_UNREADABLE) {
 		python__count(PYTHON_UNREADABLE, 1);
 		walk__flush(st, w, LANGUAGE_FRAME);
-		unwind__push_language(st, slot, LANGUAGE_LOST, 0, 0);
+		unwind__language_lost(st, slot);
 	} else if (step == STEP_FULL) {
 		python__count(PYTHON_TOO_DEEP, 1);
 		walk__flush(st, w, LANGUAGE_FRAME);
+		unwind__language_lost(st, slot);
 	}
 	return unwind__languages(ctx, st, slot, outcome);
 }
