@@ -15,8 +15,9 @@ type merger struct {
 // says whether an address is in the loop of the language in a slot: there a run takes the place of the native frame.
 //
 // Both sides know their outermost frame best: if both are whole, the last run belongs to the last loop, and what is left over at the
-// leaf are loops that have just begun or are about to end, which stay native frames. If one is cut, the first run belongs to the first
-// loop, and what is left over follows at the end. The result is valid until the next call.
+// leaf are loops that have just begun or are about to end, which stay native frames, or runs whose loop is in a place that we do not know to
+// be one, which come before the first that we do. If one is cut, the first run belongs to the first loop, and what is left over follows at
+// the end. The result is valid until the next call.
 func (m *merger) merge(frames []RawFrame, loop func(slot uint8, address uint64) bool) []RawFrame {
 	m.out, m.native, m.mark = m.out[:0], m.native[:0], m.mark[:0]
 	if m.at == nil {
@@ -79,6 +80,10 @@ func (m *merger) assign(slot uint8, frames []RawFrame, loop func(slot uint8, add
 	if whole && len(places) > len(runs) {
 		places = places[len(places)-len(runs):]
 	}
+	extra := 0 // runs at the leaf for which there is no place
+	if whole && len(places) > 0 {
+		extra = max(0, len(runs)-len(places))
+	}
 	var left []RawFrame
 	for i, run := range runs {
 		// A loop without a frame stays a native one; what is at its end belongs to nobody.
@@ -87,8 +92,10 @@ func (m *merger) assign(slot uint8, frames []RawFrame, loop func(slot uint8, add
 		}
 		switch {
 		case len(run) == 0:
-		case i < len(places):
-			m.at[places[i]] = run
+		case i <= extra && extra > 0:
+			m.at[places[0]] = append(m.at[places[0]], run...)
+		case i-extra < len(places):
+			m.at[places[i-extra]] = run
 		default:
 			left = append(left, run...)
 		}

@@ -21,7 +21,7 @@ func TestMerge(t *testing.T) {
 		{"native frames cut, mark at the end", "n L n L 2a! 2b! 2c! |", "n 2a! n 2b! 2c! |"},
 		{"own frames cut", "L n L n 2a! 2b 2?", "2a! n 2b 2? n"},
 		{"own frames cut early", "L n L n 2a 2?", "2a 2? n L n"},
-		{"more runs than loops", "n L n 2a! 2b!", "n 2a! n 2b!"},
+		{"more runs than loops", "n L n L n 2a! 2b! 2c! 2d!", "n 2a! 2b! 2c! n 2d! n"},
 		{"no loop at all", "n n 2a!", "n n 2a!"},
 		{"two languages", "M n L n 2a! 3b!", "3b! n 2a! n"},
 		{"a language nobody reads", "n L 4x!", "n L 4x!"},

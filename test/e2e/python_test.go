@@ -193,8 +193,9 @@ master()
 	a.stop(t)
 	pic := look(t, a.profiles(t, brief.id))
 	t.Logf("of scripts of 100 ms, %.1f %% is in the function", pic.share(pic.cum, "brief"))
-	// The rest is the interpreter, which starts: 15 to 40 % of the time.
-	if pic.share(pic.cum, "brief") < 50 || pic.share(pic.cum, "brief") < 0.9*pic.share(pic.cum, "Py_RunMain") {
+	// The rest is the interpreter, which starts: 15 to 40 % of the time. The first sample of a process, of which there are ten, may have come
+	// before it was known.
+	if pic.share(pic.cum, "brief") < 50 || pic.share(pic.cum, "brief") < 0.75*pic.share(pic.cum, "Py_RunMain") {
 		t.Errorf("scripts: %s", pic)
 	}
 	pic = look(t, a.profiles(t, forks.id))

@@ -58,7 +58,7 @@ func readImage(r io.ReaderAt, size int64) (*image, error) {
 		return nil, nil
 	}
 	im := &image{code: layout.Code(), runtime: runtime.Address, codeType: found[symbolCodeType].Address}
-	im.loops = []symbol.Range{{Address: loop.Address, Size: loop.Size}}
+	im.loops = append([]symbol.Range{{Address: loop.Address, Size: loop.Size}}, coldParts(layout, in, loop)...)
 	if v, ok := found[symbolVersion]; ok {
 		b := in.ReadAddress(v.Address, 8)
 		if len(b) < 8 {

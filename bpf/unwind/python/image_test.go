@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/stoker-profiler/stoker/bpf/process"
@@ -90,4 +91,25 @@ func FuzzImage(f *testing.F) {
 			im.attach(1 << 40)
 		}
 	})
+}
+
+// Debian's compiler has put a part of the loop elsewhere on amd64, and strip has taken its name away.
+func TestColdPartOfTheLoop(t *testing.T) {
+	f, err := os.Open("/usr/bin/python3")
+	if err != nil {
+		t.Fatalf("%v; run: packaging/setup.sh test", err)
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	im, err := readImage(f, st.Size())
+	if err != nil || im == nil {
+		t.Fatalf("%+v, %v", im, err)
+	}
+	parts := im.loops[1:]
+	if runtime.GOARCH == "amd64" && (len(parts) != 1 || parts[0].Size < 1<<10 || parts[0].Size > im.loops[0].Size) || runtime.GOARCH != "amd64" && len(parts) != 0 {
+		t.Errorf("the loop is at %+v, other parts of it at %+v", im.loops[0], parts)
+	}
 }
