@@ -96,6 +96,21 @@ func (l *Layout) Code() []Range {
 	return code
 }
 
+// Text returns the sections of code, in the order of the section headers; if there are none, as Code. Some linkers put data into the
+// segment of the code.
+func (l *Layout) Text() []Range {
+	var text []Range
+	for i := range l.sections {
+		if s := &l.sections[i]; s.exec() && s.typ != elf.SHT_NOBITS && s.addr+Address(s.size) >= s.addr {
+			text = append(text, s.rangeOf())
+		}
+	}
+	if len(text) == 0 {
+		return l.Code()
+	}
+	return text
+}
+
 // Go returns the Go functions of the file, nil if it has none.
 func (l *Layout) Go() *GoFunctions { return l.golang }
 

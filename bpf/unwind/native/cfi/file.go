@@ -61,6 +61,7 @@ type searchTable struct {
 type File struct {
 	layout  *symbol.Layout
 	arch    arch
+	text    []symbol.Range // sorted
 	eh      section
 	table   searchTable
 	ehIndex []indexed // instead of table
@@ -81,7 +82,8 @@ func Open(r io.ReaderAt, size int64) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{layout: l}
+	f := &File{layout: l, text: l.Text()}
+	slices.SortFunc(f.text, func(a, b symbol.Range) int { return cmp.Compare(a.Address, b.Address) })
 	var ok bool
 	if f.arch, ok = archOf(l.Machine); !ok || !l.Class64 {
 		return nil, &symbol.FormatError{Offset: elf.EI_CLASS, What: fmt.Sprintf("unwind tables of a %v program that is not 64-bit x86-64 or arm64", l.Machine)}
@@ -185,7 +187,7 @@ func (f *File) sectionReader(r *symbol.Reader, s section, budget *int, stats *St
 
 // Bytes is the memory that f occupies.
 func (f *File) Bytes() int64 {
-	return 512 + f.layout.Bytes() + 16*int64(cap(f.ehIndex)+cap(f.dbIndex)) + 64*int64(cap(f.plt))
+	return 512 + f.layout.Bytes() + 16*int64(cap(f.ehIndex)+cap(f.dbIndex)) + 64*int64(cap(f.plt)) + 32*int64(cap(f.text))
 }
 
 // Source says where rows of C code come from; Go's come from its own table in any case.

@@ -180,10 +180,14 @@ func (w *walk) hole(from, to Address) {
 
 // code adds what the code itself tells of [from, to).
 func (w *walk) code(from, to Address) {
-	for _, s := range w.f.layout.Code() {
+	for _, s := range w.f.text {
 		start, end := max(s.Address, from), min(s.End(), to)
 		if start >= end {
 			continue
+		}
+		if !w.f.arch.link && end-start <= maxPadded && padded(w.r.ReadAddress(start, uint64(end-start))) &&
+			!slices.ContainsFunc(x86Shapes, func(h shape) bool { return h.early && bytes.Equal(w.r.ReadAddress(end, uint64(len(h.code))), h.code) }) {
+			continue // what most holes of large programs are
 		}
 		// Where the range begins nobody has looked at what is before: a function may reach into the hole from there. What is
 		// behind tells by its calls where functions begin; so that many small holes do not make a page expensive, it is as long
@@ -198,6 +202,36 @@ func (w *walk) code(from, to Address) {
 		}
 		w.piece(code, start-before, start, end, before < scanContext)
 	}
+}
+
+// maxPadded is the longest hole that is looked at for being padding only: functions are aligned to 64 bytes at most, but for those
+// of a few huge programs.
+const maxPadded = 256
+
+// padded says whether x86-64 code is nothing but padding: int3, zeros, and the nops that assemblers write.
+func padded(code []byte) bool {
+	for len(code) > 0 {
+		n := 0
+		for n < len(code) && n < 14 && (code[n] == 0x66 || code[n] == 0x2e) {
+			n++
+		}
+		switch c := code[n:]; {
+		case len(c) > 0 && (c[0] == 0x90 || n == 0 && c[0] == 0xcc):
+			n++
+		case n == 0 && len(c) > 1 && c[0] == 0 && c[1] == 0:
+			n = 2
+		case len(c) >= 3 && c[0] == 0x0f && c[1] == 0x1f:
+			length := map[byte]int{0x00: 3, 0x40: 4, 0x44: 5, 0x80: 7, 0x84: 8}[c[2]]
+			if length == 0 || length > len(c) {
+				return false
+			}
+			n += length
+		default:
+			return false
+		}
+		code = code[n:]
+	}
+	return true
 }
 
 // span is a piece of code whose rule is known by its shape.

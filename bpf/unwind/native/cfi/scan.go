@@ -3,6 +3,8 @@ package cfi
 import (
 	"bytes"
 	"math"
+	"slices"
+	"sync"
 
 	"golang.org/x/arch/x86/x86asm"
 )
@@ -82,7 +84,11 @@ type stackState struct {
 //
 // It is for x86-64. (On arm64 compilers keep a chain of frame pointers wherever they save the link register.)
 func scan(code []byte, base, from, to Address, begins bool) (rows []Row, functions, refused int) {
-	s := scanner{code: code, index: make([]int32, len(code)), steps: maxScanSteps, align: int32(-base & 15), noreturn: map[int32]bool{}}
+	room := scanRooms.Get().(*scanRoom)
+	defer scanRooms.Put(room)
+	room.index = slices.Grow(room.index[:0], len(code))[:len(code)]
+	s := scanner{code: code, list: room.list[:0], index: room.index, steps: maxScanSteps, align: int32(-base & 15), noreturn: map[int32]bool{}}
+	defer func() { room.list = s.list }()
 	s.decode()
 	for i := range s.list {
 		if n := &s.list[i]; n.flow == flowCall && n.target != outside && s.ends(int32(i)) {
@@ -186,6 +192,14 @@ type scanner struct {
 	returns  int // of the current function, with the return address on top of the stack
 }
 
+// scanRoom is what scans use one after the other: a page of a large program can have hundreds of holes.
+type scanRoom struct {
+	list  []instruction
+	index []int32
+}
+
+var scanRooms = sync.Pool{New: func() any { return new(scanRoom) }}
+
 // outside is the target of what leads nobody knows where. (Negative ones are before the code.)
 const outside = math.MinInt32
 
@@ -245,6 +259,9 @@ func (s *scanner) one(at int, n *instruction) int {
 		return len(endbr64)
 	} else if bytes.HasPrefix(b, rdssp) {
 		return len(rdssp) + 1
+	}
+	if length := vector(s.code[at:], n); length > 0 { // nor these
+		return length
 	}
 	x, err := x86asm.Decode(s.code[at:min(len(s.code), at+15)], 64)
 	if err != nil || x.Len <= 0 {
@@ -408,7 +425,7 @@ func (s *scanner) follow(i int32, state stackState, sure bool) bool {
 			s.again(first)
 		}
 	}
-	ok = ok && (sure || s.returns > 0)
+	ok = ok && (sure || s.returns > 0 || s.merges > 0) // what it leads to has proven itself, with the same depth
 	if !ok {
 		s.undo(0)
 	}
