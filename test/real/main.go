@@ -9,11 +9,15 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"maps"
+	"net"
+	"net/http"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -42,7 +46,7 @@ func main() {
 	gdb := flag.Bool("gdb", false, "compare 1,000 stacks of each program that lives long enough with gdb's")
 	warm := flag.Duration("warm", 15*time.Second, "how long a program runs first")
 	length := flag.Duration("length", 20*time.Second, "how long perf and the agent look at it together")
-	show := flag.Int("show", 0, "print that many of the largest differences of each program")
+	show := flag.Int("show", 0, "print that many of the largest differences of each program, and how the agent's samples ended")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -191,6 +195,31 @@ func (o *observer) stop() error {
 	return errors.Join(o.cmd.Process.Signal(syscall.SIGTERM), o.cmd.Wait())
 }
 
+// outcomes is how samples ended, and what happened on the way, since the agent began.
+func (o *observer) outcomes(ctx context.Context) (map[string]float64, error) {
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", filepath.Join(o.dir, "stoker.sock"))
+	}}}
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://stoker/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	answer, err := client.Do(request)
+	if err != nil {
+		return nil, fmt.Errorf("ask the agent for its metrics: %w", err)
+	}
+	defer answer.Body.Close()
+	found := map[string]float64{}
+	lines := bufio.NewScanner(answer.Body)
+	for lines.Scan() {
+		name, value, _ := strings.Cut(lines.Text(), " ")
+		if v, err := strconv.ParseFloat(value, 64); err == nil && (strings.HasPrefix(name, "stoker_samples_total{") || strings.HasPrefix(name, "stoker_sampler_events_total{")) {
+			found[name] = v
+		}
+	}
+	return found, lines.Err()
+}
+
 // profiles are those of a container whose windows lie within an interval.
 func (o *observer) profiles(ctx context.Context, id string, from, to time.Time) (all []*profile.Profile, err error) {
 	s, err := store.OpenReadOnly(o.store())
@@ -239,11 +268,19 @@ func (r *run) measure(ctx context.Context, warm, length time.Duration, gdb bool,
 	inTree := "/tmp/" + r.name + ".data"
 	data := filepath.Join(r.tree, inTree)
 	defer os.Remove(data)
+	before, err := r.observer.outcomes(ctx)
+	if err != nil {
+		return "", err
+	}
 	from, err := r.perf(ctx, data, length)
 	if err != nil {
 		return "", err
 	}
 	to := time.Now()
+	after, err := r.observer.outcomes(ctx)
+	if err != nil {
+		return "", err
+	}
 	f := &files{root: r.tree, open: map[string]*file{}}
 	theirs, err := f.perfs(ctx, inTree)
 	if err != nil {
@@ -274,7 +311,17 @@ func (r *run) measure(ctx context.Context, warm, length time.Duration, gdb bool,
 	diff := compare(a, b)
 	points := "-"
 	if len(known)*2 > len(theirs) {
-		points = fmt.Sprintf("%.1f points", 100*diff[0].size())
+		points = fmt.Sprintf("%.1f points; by chance %.1f", 100*diff[0].size(), 100*chance(ours, known, diff, 1e9/frequency))
+	}
+	if show > 0 {
+		for _, k := range slices.Sorted(maps.Keys(after)) {
+			if n := after[k] - before[k]; n > 0 {
+				fmt.Printf("    %8.0f %s\n", n, k)
+			}
+		}
+	}
+	for _, e := range ends(ours)[:min(show, len(ends(ours)))] {
+		fmt.Printf("    %5.2f %% of the time is in stacks that are cut above %s 0x%x\n", 100*e.ours, e.at.file, e.at.start)
 	}
 	for _, d := range diff[:min(show, len(diff))] {
 		fmt.Printf("    %5.1f %% ours, %5.1f %% perf's: %s %s+0x%x\n", 100*d.ours, 100*d.theirs, names[d.at], d.at.file, d.at.start)

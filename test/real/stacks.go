@@ -2,12 +2,17 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"context"
 	"debug/elf"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
+	"math"
+	"math/rand/v2"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -17,6 +22,8 @@ import (
 	"strings"
 
 	"github.com/google/pprof/profile"
+
+	"github.com/stoker-profiler/stoker/bpf/unwind/native/cfi"
 )
 
 // place is a function, whatever anybody calls it: the file, and where the function begins in it.
@@ -29,7 +36,8 @@ type place struct {
 type stack struct {
 	frames []place
 	weight float64
-	cut    bool // says of itself that callers are missing
+	end    uint64 // address in the file of the outermost frame
+	cut    bool   // it says of itself that callers are missing, or does not end where programs and threads begin
 }
 
 // files finds functions in the files of the container's tree.
@@ -41,6 +49,36 @@ type files struct {
 type file struct {
 	starts []uint64 // of functions, sorted: by the search table of unwind information and by symbols
 	symtab bool     // has a symbol table of its own, not only of what it exports
+	code   []elf.ProgHeader
+	elf    io.ReaderAt
+	tables *cfi.File
+	roots  map[uint64]bool // by function: nobody has called it
+}
+
+// root says whether nobody can have called the code at an address: a table says so, or it is where the program begins.
+func (f *file) root(at uint64) bool {
+	if f == nil || f.tables == nil {
+		return false
+	}
+	known, ok := f.roots[f.function(at)]
+	if !ok {
+		rows, err := f.tables.Rows(f.elf, nil, cfi.Address(at), cfi.Address(at)+1, nil)
+		known = err == nil && len(rows) > 0 && rows[0].Rule.Kind == cfi.Stop
+		f.roots[f.function(at)] = known
+	}
+	return known
+}
+
+// address turns an offset in the file, as perf prints it, into an ELF virtual address.
+func (f *file) address(offset uint64) uint64 {
+	if f != nil {
+		for _, p := range f.code {
+			if offset >= p.Off && offset-p.Off < p.Filesz {
+				return offset - p.Off + p.Vaddr
+			}
+		}
+	}
+	return offset
 }
 
 // get reads a file of the tree once; nil for what is none (vDSO, deleted, generated).
@@ -49,9 +87,12 @@ func (f *files) get(path string) *file {
 		return known
 	}
 	var read *file
-	if e, err := elf.Open(filepath.Join(f.root, path)); err == nil {
-		read = readFile(e)
-		e.Close()
+	if b, err := os.ReadFile(filepath.Join(f.root, path)); err == nil {
+		if e, err := elf.NewFile(bytes.NewReader(b)); err == nil {
+			read = readFile(e)
+			read.elf, read.roots = bytes.NewReader(b), map[uint64]bool{}
+			read.tables, _ = cfi.Open(read.elf, int64(len(b))) // nil: of another machine, whose programs do not run here
+		}
 	}
 	f.open[path] = read
 	return read
@@ -59,6 +100,11 @@ func (f *files) get(path string) *file {
 
 func readFile(e *elf.File) *file {
 	f := &file{}
+	for _, p := range e.Progs {
+		if p.Type == elf.PT_LOAD && p.Flags&elf.PF_X != 0 {
+			f.code = append(f.code, p.ProgHeader)
+		}
+	}
 	seen := map[uint64]bool{}
 	add := func(at uint64) {
 		if at != 0 && !seen[at] {
@@ -105,22 +151,23 @@ func (f *files) ours(profiles []*profile.Profile, names map[place]string) (stack
 	for _, p := range profiles {
 		for _, s := range p.Sample {
 			out := stack{weight: float64(s.Value[0])}
+			path := ""
 			for _, l := range s.Location {
 				name := l.Line[len(l.Line)-1].Function.Name
 				switch {
 				case l.Mapping != nil && strings.HasPrefix(l.Mapping.File, "[kernel"):
 					continue
-				case name == "[truncated]" || name == "[stack not delivered]" || name == "[stack lost]":
+				case slices.Contains([]string{"[truncated]", "[stack not delivered]", "[stack not counted]", "[stack lost]"}, name):
 					out.cut = true
 					continue
 				}
-				path := ""
+				path = ""
 				if l.Mapping != nil {
 					path = l.Mapping.File
 				}
 				file := f.get(path)
 				at := place{filepath.Base(path), file.function(l.Address)}
-				out.frames = append(out.frames, at)
+				out.frames, out.end = append(out.frames, at), l.Address
 				has := !strings.Contains(name, "!0x") && !strings.HasPrefix(name, "[")
 				all += out.weight
 				if has {
@@ -134,7 +181,10 @@ func (f *files) ours(profiles []*profile.Profile, names map[place]string) (stack
 					}
 				}
 			}
-			if len(out.frames) > 0 || out.cut {
+			if n := len(out.frames); n > 0 && !f.get(path).root(out.end) {
+				out.cut = true
+			}
+			if len(out.frames) > 0 || out.cut { // else all of it is in the kernel
 				stacks = append(stacks, out)
 			}
 		}
@@ -150,8 +200,8 @@ var (
 	headLine  = regexp.MustCompile(`^\S.*?\s\d+/\d+\s`)
 )
 
-// perfs are the stacks that perf unwound from copies of the stack (perf record --call-graph dwarf). perf says addresses as the file has
-// them; they are looked up as ours are, so that what is compared is the walk and not who knows more names. It unwinds within the tree:
+// perfs are the stacks that perf unwound from copies of the stack (perf record --call-graph dwarf). perf says where in the file the code is; places are
+// looked up as ours are, so that what is compared is the walk and not who knows more names. It unwinds within the tree:
 // most of the processes have ended by then, and their files cannot be found through them. data is a path in the tree.
 func (f *files) perfs(ctx context.Context, data string) (stacks []stack, err error) {
 	cmd := exec.CommandContext(ctx, "chroot", f.root, "perf", "script", "-i", data, "--no-inline", "-F", "comm,pid,tid,time,ip,sym,dso")
@@ -177,7 +227,8 @@ func (f *files) perfs(ctx context.Context, data string) (stacks []stack, err err
 			if len(now.frames) > 0 {
 				pc-- // the call, not what comes after it
 			}
-			now.frames = append(now.frames, place{filepath.Base(m[2]), f.get(m[2]).function(pc)})
+			in := f.get(m[2])
+			now.frames = append(now.frames, place{filepath.Base(m[2]), in.function(in.address(pc))})
 			continue
 		}
 		if now != nil && len(now.frames) > 0 {
@@ -213,6 +264,23 @@ func whole(theirs, ours []stack) (out []stack) {
 	return out
 }
 
+// ends are the outermost frames of stacks that are cut, with their share of all time, most first.
+func ends(stacks []stack) (out []difference) {
+	share := map[place]float64{}
+	var all float64
+	for _, s := range stacks {
+		all += s.weight
+		if s.cut && len(s.frames) > 0 {
+			share[place{s.frames[len(s.frames)-1].file, s.end}] += s.weight
+		}
+	}
+	for p, weight := range share {
+		out = append(out, difference{at: p, ours: weight / all})
+	}
+	slices.SortFunc(out, func(a, b difference) int { return cmp.Compare(b.ours, a.ours) })
+	return out
+}
+
 // totals is each function's share of the time of all stacks that it is in, and the time of all.
 func totals(stacks []stack) (share map[place]float64, all float64) {
 	share = map[place]float64{}
@@ -230,6 +298,59 @@ func totals(stacks []stack) (share map[place]float64, all float64) {
 		share[p] /= all
 	}
 	return share, all
+}
+
+// chance is how large the largest difference between two sets of stacks is that were drawn from the same ones: the middle of many
+// draws. It takes samples to be independent of each other.
+func chance(ours, theirs []stack, top []difference, period float64) float64 {
+	index := map[place]int{}
+	for i, d := range top {
+		index[d.at] = i
+	}
+	var pool [][]int // of each sample, which of the functions are in it
+	add := func(s stack, n int) {
+		var in []int
+		for _, p := range s.frames {
+			if i, ok := index[p]; ok && !slices.Contains(in, i) {
+				in = append(in, i)
+			}
+		}
+		for range n {
+			pool = append(pool, in)
+		}
+	}
+	for _, s := range ours {
+		add(s, int(math.Round(s.weight/period)))
+	}
+	mine := len(pool)
+	for _, s := range theirs {
+		add(s, 1)
+	}
+	if mine == 0 || mine == len(pool) {
+		return 0
+	}
+	random := rand.New(rand.NewPCG(1, 1))
+	var largest []float64
+	for range 201 {
+		random.Shuffle(len(pool), func(i, j int) { pool[i], pool[j] = pool[j], pool[i] })
+		counts := [2][]float64{make([]float64, len(top)), make([]float64, len(top))}
+		for i, in := range pool {
+			side := 0
+			if i >= mine {
+				side = 1
+			}
+			for _, f := range in {
+				counts[side][f]++
+			}
+		}
+		var most float64
+		for f := range top {
+			most = max(most, math.Abs(counts[0][f]/float64(mine)-counts[1][f]/float64(len(pool)-mine)))
+		}
+		largest = append(largest, most)
+	}
+	slices.Sort(largest)
+	return largest[len(largest)/2]
 }
 
 // difference is a function and its share by both.
