@@ -55,6 +55,15 @@ type bpfInterpreter struct {
 	Pad             uint8
 }
 
+type bpfLanguageKind uint32
+
+const (
+	bpfLanguageKindLANGUAGE_FRAME bpfLanguageKind = 1
+	bpfLanguageKindLANGUAGE_ENTRY bpfLanguageKind = 2
+	bpfLanguageKindLANGUAGE_EMPTY bpfLanguageKind = 3
+	bpfLanguageKindLANGUAGE_LOST  bpfLanguageKind = 4
+)
+
 type bpfPythonEvent uint32
 
 const (
@@ -70,23 +79,24 @@ const (
 //
 // Used for safe lookups in a Collection or CollectionSpec.
 const (
-	bpfMapCounters        = "counters"
-	bpfMapPythonCounters  = "python_counters"
-	bpfMapPythonThreads   = "python_threads"
-	bpfMapPythonWalk      = "python_walk"
-	bpfMapPythons         = "pythons"
-	bpfMapRest            = "rest"
-	bpfMapScopeStates     = "scope_states"
-	bpfMapSeen            = "seen"
-	bpfMapStacks          = "stacks"
-	bpfMapUnwindState     = "unwind_state"
-	bpfMapUnwinders       = "unwinders"
-	bpfMapWindow          = "window"
-	bpfProgUnwind         = "unwind"
-	bpfVarFrameChainType  = "frame_chain_type"
-	bpfVarHashSeed        = "hash_seed"
-	bpfVarPythonEventType = "python_event_type"
-	bpfVarSlot            = "slot"
+	bpfMapCounters         = "counters"
+	bpfMapPythonCounters   = "python_counters"
+	bpfMapPythonThreads    = "python_threads"
+	bpfMapPythonWalk       = "python_walk"
+	bpfMapPythons          = "pythons"
+	bpfMapRest             = "rest"
+	bpfMapScopeStates      = "scope_states"
+	bpfMapSeen             = "seen"
+	bpfMapStacks           = "stacks"
+	bpfMapUnwindState      = "unwind_state"
+	bpfMapUnwinders        = "unwinders"
+	bpfMapWindow           = "window"
+	bpfProgUnwind          = "unwind"
+	bpfVarFrameChainType   = "frame_chain_type"
+	bpfVarHashSeed         = "hash_seed"
+	bpfVarLanguageKindType = "language_kind_type"
+	bpfVarPythonEventType  = "python_event_type"
+	bpfVarSlot             = "slot"
 )
 
 // loadBpf returns the embedded CollectionSpec for bpf.
@@ -156,10 +166,11 @@ type bpfMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type bpfVariableSpecs struct {
-	FrameChainType  *ebpf.VariableSpec `ebpf:"frame_chain_type"`
-	HashSeed        *ebpf.VariableSpec `ebpf:"hash_seed"`
-	PythonEventType *ebpf.VariableSpec `ebpf:"python_event_type"`
-	Slot            *ebpf.VariableSpec `ebpf:"slot"`
+	FrameChainType   *ebpf.VariableSpec `ebpf:"frame_chain_type"`
+	HashSeed         *ebpf.VariableSpec `ebpf:"hash_seed"`
+	LanguageKindType *ebpf.VariableSpec `ebpf:"language_kind_type"`
+	PythonEventType  *ebpf.VariableSpec `ebpf:"python_event_type"`
+	Slot             *ebpf.VariableSpec `ebpf:"slot"`
 }
 
 // bpfObjects contains all objects after they have been loaded into the kernel.
@@ -217,10 +228,11 @@ func (m *bpfMaps) Close() error {
 //
 // It can be passed to loadBpfObjects or ebpf.CollectionSpec.LoadAndAssign.
 type bpfVariables struct {
-	FrameChainType  *ebpf.Variable `ebpf:"frame_chain_type"`
-	HashSeed        *ebpf.Variable `ebpf:"hash_seed"`
-	PythonEventType *ebpf.Variable `ebpf:"python_event_type"`
-	Slot            *ebpf.Variable `ebpf:"slot"`
+	FrameChainType   *ebpf.Variable `ebpf:"frame_chain_type"`
+	HashSeed         *ebpf.Variable `ebpf:"hash_seed"`
+	LanguageKindType *ebpf.Variable `ebpf:"language_kind_type"`
+	PythonEventType  *ebpf.Variable `ebpf:"python_event_type"`
+	Slot             *ebpf.Variable `ebpf:"slot"`
 }
 
 // bpfPrograms contains all programs after they have been loaded into the kernel.

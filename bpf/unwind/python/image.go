@@ -80,6 +80,11 @@ func readImage(r io.ReaderAt, size int64) (*image, error) {
 	if t, ok := offsets.Tables[im.minor]; ok {
 		im.table = &t
 	}
+	if im.table != nil && im.minor >= 13 {
+		if err := describes(in.ReadAddress(im.runtime, describedBytes), im.table); err != nil {
+			im.table, im.release = nil, fmt.Sprintf("%s (%v)", im.release, err)
+		}
+	}
 	return im, nil
 }
 

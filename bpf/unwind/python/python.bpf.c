@@ -73,6 +73,7 @@ struct interpreter {
 
 const enum python_event *python_event_type __attribute__((unused));
 const enum frame_chain *frame_chain_type __attribute__((unused));
+const enum language_kind *language_kind_type __attribute__((unused));
 
 /* By the number in unwind_state.languages. User space makes and deletes the entries. */
 struct {

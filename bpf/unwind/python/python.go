@@ -11,7 +11,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 )
 
-//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type interpreter -type frame_chain -type python_event bpf python.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -I../../include
+//go:generate go tool bpf2go -cc clang-19 -strip llvm-strip-19 -target amd64,arm64 -no-global-types -type interpreter -type frame_chain -type language_kind -type python_event bpf python.bpf.c -- -O2 -mcpu=v3 -Wall -Wextra -Werror -Wno-unused-parameter -I../../include
 
 // Unwinder is CPython as a language of the list of unwinders. Make one for each sampler: it keeps what it was bound to.
 type Unwinder struct {
