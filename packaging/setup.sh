@@ -46,6 +46,16 @@ real) want=("${real[@]}") ;;
 	;;
 esac
 
+# Builds of Node.js come from the npm registry; whoever has npm from elsewhere than Debian keeps it.
+if [[ $1 == test ]] && ! command -v npm >/dev/null; then
+	want+=(npm)
+fi
+nodejs() {
+	if [[ $1 == test ]]; then
+		"$(dirname "${BASH_SOURCE[0]}")/../test/nodejs/fetch.sh" >/dev/null
+	fi
+}
+
 if ! command -v dpkg-query >/dev/null; then
 	echo "setup: this machine has no dpkg. Install these yourself, by the names your distribution gives them: ${want[*]}" >&2
 	exit 1
@@ -57,6 +67,7 @@ for p in "${want[@]}"; do
 	fi
 done
 if ((${#missing[@]} == 0)); then
+	nodejs "$1"
 	exit 0
 fi
 if ((EUID != 0)); then
@@ -93,4 +104,5 @@ for p in "${missing[@]}"; do
 		exit 1
 	fi
 done
+nodejs "$1"
 echo "setup: done"

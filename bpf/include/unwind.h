@@ -16,6 +16,9 @@
  * walk: that one is the sample's. User space puts the runs where the loops are among the native frames (bpf/unwind/merge.go). So no walk
  * goes back and forth between programs: a language costs a tail call or two however its frames are mixed with native ones.
  *
+ * A language that compiles has its frames among the native ones already: where those were walked by frame pointer, st->fps has it, and the
+ * language turns them into its own where they are (LANGUAGE_PLACED), and takes them into the hash again.
+ *
  * Which languages a process runs is in struct process, by language: a number that its user space has chosen, under which the language's
  * own maps have what it knows of the process. 0 is none, which costs nothing. A program is loaded when the first process needs it.
  */
@@ -102,7 +105,11 @@ enum language_kind {
 	LANGUAGE_ENTRY = 2, /* native code has called it: what follows belongs to the next loop */
 	LANGUAGE_EMPTY = 3, /* a loop that has no frame: a run of its own */
 	LANGUAGE_LOST = 4,  /* callers are missing: their memory could not be read, or they never end */
+	LANGUAGE_PLACED = 16, /* and above: it has taken the place of a native frame itself; kind, a and b are the language's own */
 };
+
+/* Of unwind_state.fps: no frame is at an odd address. */
+#define FRAME_MADE 1
 
 struct frame {
 	u8 unwinder; /* slot of the program that made it: who reads kind, a and b in user space */
@@ -178,6 +185,9 @@ struct unwind_state {
 	struct stack_record record;
 	struct hints_record hints;
 	u64 kernel[MAX_KERNEL_FRAMES];
+	/* Of each user frame that was walked by its frame pointer, that frame pointer; 0 of others. Compilers that keep one keep there
+	 * what they run. FRAME_MADE is set where the code was made at run time. */
+	u64 fps[MAX_USER_FRAMES + 1];
 };
 
 /* Values of bx_at that are no address. */

@@ -195,6 +195,7 @@ type bpfUnwindState struct {
 		Ids  [32]bpfBpfStackBuildId
 	}
 	Kernel [127]uint64
+	Fps    [256]uint64
 }
 
 // Names of all BPF objects in the ELF.

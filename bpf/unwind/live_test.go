@@ -21,6 +21,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/symbol"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/bpf/unwind/node"
 	"github.com/stoker-profiler/stoker/bpf/unwind/python"
 	"github.com/stoker-profiler/stoker/runtime/cgroupfs"
 )
@@ -108,7 +109,8 @@ func sampleAt(t *testing.T, cmd *exec.Cmd, hz int, each func(window int, locatio
 	if err != nil {
 		t.Fatal(err)
 	}
-	unwinders := []unwind.Unwinder{native.New(), python.New(slog.New(slog.NewTextHandler(os.Stderr, nil)))}
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	unwinders := []unwind.Unwinder{native.New(), python.New(log), node.New(log)}
 	s, err := sampler.Open(sampler.Config{FrequencyHz: hz, CgroupController: h.Controller, Unwinders: unwinders})
 	if err != nil {
 		t.Fatal(err)

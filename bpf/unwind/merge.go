@@ -25,7 +25,7 @@ func (m *merger) merge(frames []RawFrame, loop func(slot uint8, address uint64) 
 	}
 	clear(m.at)
 	rest := frames
-	for len(rest) > 0 && rest[0].Unwinder < FirstLanguageSlot && !rest[0].isMark() {
+	for len(rest) > 0 && !rest[0].appended() && !rest[0].isMark() {
 		rest = rest[1:]
 	}
 	m.native = append(m.native, frames[:len(frames)-len(rest)]...)
@@ -53,6 +53,9 @@ func (m *merger) merge(frames []RawFrame, loop func(slot uint8, address uint64) 
 	return append(m.out, m.mark...)
 }
 
+// appended reports whether a language has appended the frame, and not put it in a native one's place.
+func (f *RawFrame) appended() bool { return f.Unwinder >= FirstLanguageSlot && f.Kind < LanguagePlaced }
+
 func (f *RawFrame) isMark() bool { return f.Unwinder == KernelSlot && f.Kind == KindTruncated }
 
 // assign gives the runs of one language places among the native frames, and returns those that have none.
@@ -63,7 +66,7 @@ func (m *merger) assign(slot uint8, frames []RawFrame, loop func(slot uint8, add
 		if f.ReturnAddress {
 			address--
 		}
-		if _, taken := m.at[i]; f.Unwinder != KernelSlot && !taken && loop(slot, address) {
+		if _, taken := m.at[i]; f.Unwinder != KernelSlot && f.Unwinder < FirstLanguageSlot && !taken && loop(slot, address) {
 			m.places = append(m.places, i)
 		}
 	}

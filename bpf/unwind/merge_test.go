@@ -8,7 +8,7 @@ import (
 )
 
 // Frames as words, leaf first: k kernel, n native, L and M native in the loop of languages 2 and 3, 2x and 3x frames of them, with !
-// behind the last of a run, 2- an empty run, 2? what could not be read, and | a mark.
+// behind the last of a run, 2- an empty run, 2? what could not be read, 2p and the letters behind it frames that are in their places, and | a mark.
 func TestMerge(t *testing.T) {
 	for _, c := range []struct{ name, in, want string }{
 		{"no language", "k n L n |", "k n L n |"},
@@ -25,6 +25,8 @@ func TestMerge(t *testing.T) {
 		{"no loop at all", "n n 2a!", "n n 2a!"},
 		{"two languages", "M n L n 2a! 3b!", "3b! n 2a! n"},
 		{"a language nobody reads", "n L 4x!", "n L 4x!"},
+		{"frames in their places", "3p n 3q L 3r n 2a!", "3p n 3q 2a! 3r n"},
+		{"frames in their places, cut", "3p L 3q | 2a 2?", "3p 2a 2? 3q |"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var m merger
@@ -77,6 +79,8 @@ func frameOf(w string, i uint64) RawFrame {
 		f.Kind = LanguageEmpty
 	case strings.HasSuffix(w, "?"):
 		f.Kind = LanguageLost
+	case w[1] >= 'p':
+		f.Kind = LanguagePlaced
 	}
 	return f
 }

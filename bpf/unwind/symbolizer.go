@@ -391,7 +391,7 @@ func (s *Symbolizer) Stack(st Stack) {
 
 // merged returns the frames of a stack with those of languages in their places.
 func (s *Symbolizer) merged(st *Stack) []RawFrame {
-	if !slices.ContainsFunc(st.Frames, func(f RawFrame) bool { return f.Unwinder >= FirstLanguageSlot }) {
+	if !slices.ContainsFunc(st.Frames, func(f RawFrame) bool { return f.appended() }) {
 		return st.Frames
 	}
 	p := s.table.Get(st.Key.Process, st.Key.Scope, evidence(st.Hints))

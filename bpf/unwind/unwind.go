@@ -39,6 +39,9 @@ const (
 	LanguageEntry = 2 // native code has called it
 	LanguageEmpty = 3 // a loop that has no frame
 	LanguageLost  = 4 // callers are missing
+
+	// LanguagePlaced and above are frames that have taken the places of native ones in the kernel.
+	LanguagePlaced = 16
 )
 
 // FirstLanguageSlot is the slot of the first language in the list of unwinders: the native walk, which ends in them, is the one before.

@@ -592,6 +592,11 @@ int unwind(struct bpf_perf_event_data *ctx)
 			return unwind__languages(ctx, st, slot, OUTCOME_TOO_DEEP);
 		u32 ended;
 		u32 kind = rule__kind(rule);
+		/* Go's code, of which a table speaks, is no other language's. */
+		bool framed = space && (kind == RULE_INVALID || rule == RULE_HOPE);
+		u32 last = st->user_frames - 1;
+		if (last <= MAX_USER_FRAMES)
+			st->fps[last] = framed ? (st->fp & ~7ULL) | (rule == RULE_HOPE ? FRAME_MADE : 0) : 0;
 		if (kind == RULE_STOP) {
 			ended = OUTCOME_COMPLETE;
 		} else if (kind == RULE_SIGNAL) {

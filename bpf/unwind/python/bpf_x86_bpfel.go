@@ -58,10 +58,11 @@ type bpfInterpreter struct {
 type bpfLanguageKind uint32
 
 const (
-	bpfLanguageKindLANGUAGE_FRAME bpfLanguageKind = 1
-	bpfLanguageKindLANGUAGE_ENTRY bpfLanguageKind = 2
-	bpfLanguageKindLANGUAGE_EMPTY bpfLanguageKind = 3
-	bpfLanguageKindLANGUAGE_LOST  bpfLanguageKind = 4
+	bpfLanguageKindLANGUAGE_FRAME  bpfLanguageKind = 1
+	bpfLanguageKindLANGUAGE_ENTRY  bpfLanguageKind = 2
+	bpfLanguageKindLANGUAGE_EMPTY  bpfLanguageKind = 3
+	bpfLanguageKindLANGUAGE_LOST   bpfLanguageKind = 4
+	bpfLanguageKindLANGUAGE_PLACED bpfLanguageKind = 16
 )
 
 type bpfPythonEvent uint32
