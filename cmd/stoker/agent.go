@@ -18,6 +18,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/symbol/debuginfod"
 	"github.com/stoker-profiler/stoker/bpf/unwind"
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
+	"github.com/stoker-profiler/stoker/bpf/unwind/node"
 	"github.com/stoker-profiler/stoker/bpf/unwind/python"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/hook/nri"
@@ -106,6 +107,9 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	a.unwinders = []unwind.Unwinder{code} // the native walk first: it ends in the languages
 	if cfg.Unwind.Python != config.Off {
 		a.unwinders = append(a.unwinders, python.New(log))
+	}
+	if cfg.Unwind.Node != config.Off {
+		a.unwinders = append(a.unwinders, node.New(log))
 	}
 	kernelSide, err := sampler.Open(sampler.Config{
 		FrequencyHz:      cfg.Sampling.Frequency,

@@ -107,6 +107,7 @@ type TLS struct {
 // Unwind says of which interpreted languages the functions are shown. What no process of a container runs costs nothing.
 type Unwind struct {
 	Python string `yaml:"python" help:"functions of Python programs (CPython 3.8 to 3.13; docs/python.md): auto, where there are any; off, only the interpreter's own"`
+	Node   string `yaml:"node" help:"functions of JavaScript programs (Node.js 18 to 26; docs/node.md): auto, where there are any; off, only addresses of their code"`
 }
 
 // Symbols says where names of functions come from, beside the files of the node itself.
@@ -195,7 +196,7 @@ func Default() Config {
 	return Config{
 		Sampling: Sampling{Frequency: 97, Window: 10 * time.Second},
 		Store:    Store{Path: "/var/lib/stoker/profiles.db", MaxSize: 256 << 20, MaxAge: 72 * time.Hour, MinFree: 0.05},
-		Unwind:   Unwind{Python: Auto},
+		Unwind:   Unwind{Python: Auto, Node: Auto},
 		Symbols:  Symbols{Debuginfod: Debuginfod{Cache: "/var/lib/stoker/debuginfod", MaxSize: 256 << 20, Timeout: 3 * time.Minute}},
 		Web:      Web{Listen: "127.0.0.1:4041"},
 		Socket:   "/run/stoker/stoker.sock",
