@@ -23,8 +23,8 @@ packages=("${vm[@]}" lintian rpmlint rpm cpio systemd)
 # for what runc cannot; xz packs MiniDebugInfo as distributions do, and dwz supplementary debug files. Unwind rows are proven on
 # programs of musl, which have no call frame information, and on OpenSSL's libcrypto, whose is the oddest; whole stacks on
 # openssl, sqlite3 and xz. The commands of docs/api.md are typed as they stand there: curl. Python's offsets are held against a live
-# interpreter: python3.
-test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" "${kernels[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl python3)
+# interpreter: python3, and ruby.
+test=("${generate[@]}" "${demo[@]}" "${vm[@]}" "${packages[@]}" "${kernels[@]}" chromium util-linux procps docker.io podman conmon crun xz-utils dwz musl-tools libssl3 openssl sqlite3 curl python3 ruby)
 # The benchmark compares with perf and bpftrace on the same load, and measures the unwind tables of small and of very large files:
 # Node.js and libLLVM.
 bench=("${demo[@]}" linux-perf bpftrace nodejs libllvm14)

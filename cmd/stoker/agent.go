@@ -20,6 +20,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
 	"github.com/stoker-profiler/stoker/bpf/unwind/node"
 	"github.com/stoker-profiler/stoker/bpf/unwind/python"
+	"github.com/stoker-profiler/stoker/bpf/unwind/ruby"
 	"github.com/stoker-profiler/stoker/cmd/stoker/config"
 	"github.com/stoker-profiler/stoker/hook/nri"
 	"github.com/stoker-profiler/stoker/hook/oci"
@@ -110,6 +111,9 @@ func newAgent(cfg config.Config, log *slog.Logger, version string) (_ *agent, er
 	}
 	if cfg.Unwind.Node != config.Off {
 		a.unwinders = append(a.unwinders, node.New(log))
+	}
+	if cfg.Unwind.Ruby != config.Off {
+		a.unwinders = append(a.unwinders, ruby.New(log))
 	}
 	kernelSide, err := sampler.Open(sampler.Config{
 		FrequencyHz:      cfg.Sampling.Frequency,

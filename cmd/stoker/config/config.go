@@ -108,6 +108,7 @@ type TLS struct {
 type Unwind struct {
 	Python string `yaml:"python" help:"functions of Python programs (CPython 3.8 to 3.13; docs/python.md): auto, where there are any; off, only the interpreter's own"`
 	Node   string `yaml:"node" help:"functions of JavaScript programs (Node.js 18 to 26; docs/node.md): auto, where there are any; off, only addresses of their code"`
+	Ruby   string `yaml:"ruby" help:"functions of Ruby programs (CRuby 3.1; docs/ruby.md): auto, where there are any; off, only the interpreter's own"`
 }
 
 // Symbols says where names of functions come from, beside the files of the node itself.
@@ -196,7 +197,7 @@ func Default() Config {
 	return Config{
 		Sampling: Sampling{Frequency: 97, Window: 10 * time.Second},
 		Store:    Store{Path: "/var/lib/stoker/profiles.db", MaxSize: 256 << 20, MaxAge: 72 * time.Hour, MinFree: 0.05},
-		Unwind:   Unwind{Python: Auto, Node: Auto},
+		Unwind:   Unwind{Python: Auto, Node: Auto, Ruby: Auto},
 		Symbols:  Symbols{Debuginfod: Debuginfod{Cache: "/var/lib/stoker/debuginfod", MaxSize: 256 << 20, Timeout: 3 * time.Minute}},
 		Web:      Web{Listen: "127.0.0.1:4041"},
 		Socket:   "/run/stoker/stoker.sock",

@@ -85,6 +85,7 @@ func (c *Config) Validate() error {
 
 	oneOf(bad, "unwind.python", c.Unwind.Python, Auto, Off)
 	oneOf(bad, "unwind.node", c.Unwind.Node, Auto, Off)
+	oneOf(bad, "unwind.ruby", c.Unwind.Ruby, Auto, Off)
 	c.Symbols.Debuginfod.validate(bad)
 	c.Web.validate(bad)
 	absolute(bad, "socket", c.Socket)
