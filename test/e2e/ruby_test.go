@@ -6,12 +6,14 @@ import (
 	"bytes"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/pprof/profile"
 
+	"github.com/stoker-profiler/stoker/sink"
 	"github.com/stoker-profiler/stoker/test/containerdtest"
 )
 
@@ -93,10 +95,11 @@ func TestMethodsOfRuby(t *testing.T) {
 	b.used(t, 6*time.Second)
 	b.kill(t)
 	a.stop(t)
-	profiles := a.profiles(t, b.id)
+	profiles := afterFirstRuby(t, a.profiles(t, b.id))
 	pic := look(t, profiles)
 	pic.wantShares(t, "Ruby, in and below", pic.cum, map[string]float64{
-		"Object#leaf": 100, "Work::Stage#sixty": 60, "block in Work::Stage#sixty": 60, "Array#each": 60,
+		"Object#leaf": 100, "Work::Stage#sixty": 60, "block in Work::Stage#sixty": 60, "Array#each": 70, // sort_by has it, too
+
 		"block in Work::Stage#thirty": 30, "Work::Stage.ten": 10, "Enumerable#sort_by": 10,
 	})
 
@@ -155,7 +158,27 @@ func TestMethodsOfRuby(t *testing.T) {
 		t.Errorf("Object#leaf is on lines %v", lines["Object#leaf"])
 	}
 	t.Logf("of %s, %.2f %% are in Object#leaf, %.2f %% reach the first frame", time.Duration(all), 100*float64(leaf)/float64(all), 100*float64(rooted+fibers)/float64(all))
-	if leaf < all*97/100 || rooted+fibers < all*97/100 {
+	if leaf < all*99/100 || rooted+fibers < all*99/100 {
 		t.Errorf("%s of %s are in Object#leaf, %s reach the first frame\n%s", time.Duration(leaf), time.Duration(all), time.Duration(rooted+fibers), pic)
 	}
+}
+
+// afterFirstRuby returns the profiles of windows behind the first one that has a function of Ruby: until the mappings of a process have been
+// read its stacks are native ones, and how long that takes is not this test's to say.
+func afterFirstRuby(t *testing.T, profiles []sink.Profile) []sink.Profile {
+	t.Helper()
+	slices.SortFunc(profiles, func(a, b sink.Profile) int { return a.Start.Compare(b.Start) })
+	for i, sp := range profiles {
+		p, err := profile.Parse(bytes.NewReader(sp.Pprof))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if slices.ContainsFunc(p.Function, func(f *profile.Function) bool { return f.Filename == "/app.rb" }) {
+			rest := slices.DeleteFunc(profiles[i+1:], func(p sink.Profile) bool { return p.Start.Equal(sp.Start) })
+			t.Logf("%d of %d profiles are of later windows", len(rest), len(profiles))
+			return rest
+		}
+	}
+	t.Fatal("no profile has a function of Ruby")
+	return nil
 }

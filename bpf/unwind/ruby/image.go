@@ -73,7 +73,7 @@ func readImage(r io.ReaderAt, size int64) (*image, error) {
 	im := &image{release: m[0], minor: m[1], code: layout.Code(), object: object.Address, ractor: found[symbolRactor].Address}
 	t, known := offsets.Tables[im.minor]
 	loop, hasLoop := found[symbolLoop]
-	if !known || !hasLoop || layout.Machine != elf.EM_X86_64 {
+	if !known || !hasLoop || loop.Size == 0 || layout.Machine != elf.EM_X86_64 {
 		return im, in.Err()
 	}
 	im.loop = loopOf(layout, in, symbol.Range{Address: loop.Address, Size: loop.Size})

@@ -173,7 +173,7 @@ func (s *symbolizer) inspect(p *process.Process, m *process.Mapping) *image {
 	}
 	if im != nil && im.table == nil && !s.unknown[im.release] {
 		s.unknown[im.release] = true
-		s.u.log.Warn("this version of Ruby is not known: its functions are not shown, only the interpreter's", "version", im.release, "file", m.Path)
+		s.u.log.Warn("this build of Ruby is not supported (docs/ruby.md): its methods are not shown, only the interpreter's functions", "version", im.release, "file", m.Path)
 	}
 	if im == nil || im.table == nil {
 		return nil
