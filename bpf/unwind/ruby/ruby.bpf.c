@@ -262,7 +262,8 @@ int unwind(struct bpf_perf_event_data *ctx)
 	if (st->language != slot) {
 		st->language = slot;
 		w->at = w->end = 0;
-		if (!stack__in_loop(st, rb))
+		/* Where the native walk was cut, the loop may be among what is missing: in code that a compiler made, too. */
+		if (outcome == OUTCOME_COMPLETE && !stack__in_loop(st, rb))
 			return unwind__languages(ctx, st, slot, outcome);
 		u64 context = context__local(rb);
 		if (!context)

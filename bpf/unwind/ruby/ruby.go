@@ -1,8 +1,9 @@
 package ruby
 
 import (
-	"fmt"
+	"errors"
 	"log/slog"
+	"os"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -17,7 +18,11 @@ type Unwinder struct {
 	log  *slog.Logger
 	load func() error // loads the programs, once; nil until the sampler says how
 
-	mu       sync.Mutex // guards what Bind leaves
+	loading sync.Once
+
+	mu       sync.Mutex // guards what loading leaves
+	loaded   bool
+	loadErr  error
 	rubies   *ebpf.Map
 	counters *ebpf.Map
 }
@@ -53,17 +58,33 @@ func (u *Unwinder) Bind(c *ebpf.Collection) error {
 // LoadBy implements [unwind.Late].
 func (u *Unwinder) LoadBy(load func() error) { u.load = load }
 
-// interpreters loads the programs if they are not there, and returns their map of interpreters.
+// interpreters returns the map of interpreters; nil while the programs are being loaded, which the first call begins. That takes the
+// verifier some 50 ms, or seconds on a slow machine: nobody waits.
 func (u *Unwinder) interpreters() (*ebpf.Map, error) {
 	if u.load == nil {
-		return nil, fmt.Errorf("load the unwinder of Ruby: there is no sampler")
+		return nil, errors.New("load the unwinder of Ruby: there is no sampler")
 	}
-	if err := u.load(); err != nil {
-		return nil, err
-	}
+	u.loading.Do(func() {
+		go func() {
+			err := u.load()
+			if err != nil && !errors.Is(err, os.ErrClosed) {
+				u.log.Error("functions of Ruby are not shown", "err", err)
+			}
+			u.mu.Lock()
+			defer u.mu.Unlock()
+			u.loaded, u.loadErr = true, err
+		}()
+	})
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.rubies, nil
+	return u.rubies, u.loadErr
+}
+
+// ready reports whether loading has ended, one way or the other.
+func (u *Unwinder) ready() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.loaded
 }
 
 // eventNames are the counters of the kernel side, by enum ruby_event.

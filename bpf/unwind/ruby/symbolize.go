@@ -19,6 +19,8 @@ const (
 	// idleWindows is how many windows it is remembered what a file is that no process has mapped anew: as long as nobody maps it
 	// another file may get its inode.
 	idleWindows = 3
+	// maxUnknown is how many builds the log tells of that are not supported: a hostile file can have any.
+	maxUnknown = 16
 	// Names of frames that stand where there is no function, and the mapping of all of Ruby's.
 	mappingName = "[ruby]"
 	frameLost   = "[ruby: frames lost]"
@@ -36,9 +38,10 @@ type symbolizer struct {
 	images  map[fileKey]*known
 	codes   *unwind.Recent[codeKey, *named]
 	places  *unwind.Recent[placeKey, *profile.Location]
-	unknown map[string]bool // versions of which it was said that they are unknown
+	unknown map[string]bool          // releases of which it was said that they are not supported
+	waiting map[*attachment]struct{} // for the programs to be loaded
 
-	attached, failed, read, gone, unreadable atomic.Uint64
+	attached, failed, filesFailed, read, gone, unreadable, slow atomic.Uint64
 }
 
 type fileKey struct {
@@ -49,8 +52,9 @@ type fileKey struct {
 
 // known is what a file was found to be.
 type known struct {
-	image *image // nil: no interpreter
-	used  uint64 // window
+	image  *image // nil: no interpreter
+	failed bool   // to be read again
+	used   uint64 // window
 }
 
 type codeKey struct {
@@ -73,15 +77,23 @@ type placeKey struct {
 
 // Symbolizer implements [unwind.Symbolizing].
 func (u *Unwinder) Symbolizer(env *unwind.Env) unwind.FrameSymbolizer {
-	return &symbolizer{u: u, env: env, images: map[fileKey]*known{}, unknown: map[string]bool{},
+	return &symbolizer{u: u, env: env, images: map[fileKey]*known{}, unknown: map[string]bool{}, waiting: map[*attachment]struct{}{},
 		codes: unwind.NewRecent[codeKey, *named](codesBytes), places: unwind.NewRecent[placeKey, *profile.Location](codesBytes)}
 }
 
 // Attach implements [unwind.FrameSymbolizer].
 func (s *symbolizer) Attach(p *process.Process) unwind.Attachment { return &attachment{s: s, p: p} }
 
-// Improve implements [unwind.FrameSymbolizer].
-func (*symbolizer) Improve() {}
+// Improve implements [unwind.FrameSymbolizer]: it attaches to processes that had to wait for the programs.
+func (s *symbolizer) Improve() {
+	if len(s.waiting) == 0 || !s.u.ready() {
+		return
+	}
+	for a := range s.waiting {
+		delete(s.waiting, a)
+		a.Mapped(false)
+	}
+}
 
 // WindowEnd implements [unwind.FrameSymbolizer].
 func (s *symbolizer) WindowEnd() {
@@ -96,11 +108,13 @@ func (s *symbolizer) WindowEnd() {
 // Counters implements [unwind.FrameSymbolizer].
 func (s *symbolizer) Counters() map[string]uint64 {
 	out := map[string]uint64{
-		"processes_attached": s.attached.Load(),   // whose interpreter the kernel side was told of
-		"processes_failed":   s.failed.Load(),     // of which it could not be told
-		"codes_read":         s.read.Load(),       // iseqs and native methods
-		"codes_gone":         s.gone.Load(),       // that were others when they were looked at, or whose process had ended
-		"codes_unreadable":   s.unreadable.Load(), // in which something is wrong
+		"processes_attached": s.attached.Load(),    // whose interpreter the kernel side was told of
+		"processes_failed":   s.failed.Load(),      // of which it could not be told
+		"files_failed":       s.filesFailed.Load(), // that could not be searched for an interpreter: tried again
+		"codes_read":         s.read.Load(),        // iseqs and native methods
+		"codes_gone":         s.gone.Load(),        // that were others when they were looked at, or whose process had ended
+		"codes_unreadable":   s.unreadable.Load(),  // in which something is wrong
+		"codes_slow":         s.slow.Load(),        // that were not read within a moment: tried again
 	}
 	s.u.kernelCounters(out)
 	return out
@@ -143,42 +157,52 @@ func (a *attachment) Mapped(bool) {
 	a.detach()
 }
 
-// image returns what the file of a mapping has of CRuby.
+// image returns what the file of a mapping has of CRuby; nil: nothing that we know.
 func (s *symbolizer) image(p *process.Process, m *process.Mapping) *image {
 	key := fileKey{m.Major, m.Minor, m.Inode, m.Path}
 	k := s.images[key]
-	if k == nil {
-		k = &known{}
+	if k == nil || k.failed && k.used < s.window {
+		im, err := s.inspect(p, m)
+		k = &known{image: im, failed: err != nil}
 		s.images[key] = k
-		k.image = s.inspect(p, m)
 	}
 	k.used = s.window
 	return k.image
 }
 
-func (s *symbolizer) inspect(p *process.Process, m *process.Mapping) *image {
-	f, err := s.env.Reader.Open(p.ID().PID, m)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	if err != nil {
-		return nil
-	}
-	im, err := readImage(f, st.Size())
+// inspect reads the file of a mapping. With an error it is worth reading it again in another window.
+func (s *symbolizer) inspect(p *process.Process, m *process.Mapping) (*image, error) {
+	reader, pid, mapping := s.env.Reader, p.ID().PID, *m
+	im, err := unwind.Patiently(s.env.Patience, p.Scope(), func() (*image, error) {
+		f, err := reader.Open(pid, &mapping)
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			return nil, err
+		}
+		return readImage(f, st.Size())
+	})
 	var format *symbol.FormatError
-	if err != nil && !errors.Is(err, symbol.ErrNotELF) && !errors.As(err, &format) {
-		s.u.log.Debug("a file could not be searched for Ruby", "file", m.Path, "pid", p.ID().PID, "err", err)
+	switch {
+	case errors.Is(err, symbol.ErrNotELF), errors.Is(err, symbol.ErrNotRegular), errors.As(err, &format):
+		return nil, nil // code of another kind
+	case err != nil:
+		s.filesFailed.Add(1)
+		s.u.log.Debug("a file could not be searched for Ruby", "file", m.Path, "pid", pid, "err", err)
+		return nil, err
+	case im == nil:
+		return nil, nil
+	case im.table == nil:
+		if !s.unknown[im.release] && len(s.unknown) < maxUnknown {
+			s.unknown[im.release] = true
+			s.u.log.Warn("this build of Ruby is not supported (docs/ruby.md): its methods are not shown, only the interpreter's functions", "version", im.release, "file", m.Path)
+		}
+		return nil, nil
 	}
-	if im != nil && im.table == nil && !s.unknown[im.release] {
-		s.unknown[im.release] = true
-		s.u.log.Warn("this build of Ruby is not supported (docs/ruby.md): its methods are not shown, only the interpreter's functions", "version", im.release, "file", m.Path)
-	}
-	if im == nil || im.table == nil {
-		return nil
-	}
-	return im
+	return im, nil
 }
 
 // musl says whether the process's C library is musl, by the name that its dynamic linker always has (musl, ldso/dlstart).
@@ -191,13 +215,17 @@ func musl(code []process.Mapping) bool {
 	return false
 }
 
-// attach tells the kernel side of the process.
+// attach tells the kernel side of the process, once the programs are loaded.
 func (a *attachment) attach(im *image, bias uint64, musl bool) {
 	if a.number != 0 && a.image == im && a.bias == bias {
 		return
 	}
 	a.detach()
 	m, err := a.s.u.interpreters()
+	if err == nil && m == nil {
+		a.s.waiting[a] = struct{}{}
+		return
+	}
 	if err == nil {
 		a.s.number++
 		a.kernel = im.attach(bias, musl)
@@ -215,6 +243,7 @@ func (a *attachment) attach(im *image, bias uint64, musl bool) {
 }
 
 func (a *attachment) detach() {
+	delete(a.s.waiting, a)
 	if a.number == 0 {
 		return
 	}
@@ -223,7 +252,7 @@ func (a *attachment) detach() {
 	if err := a.s.env.SetLanguage(a.p.ID(), 0); err != nil {
 		a.s.failed.Add(1)
 	}
-	if m, err := a.s.u.interpreters(); err == nil {
+	if m, err := a.s.u.interpreters(); err == nil && m != nil {
 		_ = m.Delete(number) // it is there, or the sampler has been closed
 	}
 }
@@ -299,11 +328,29 @@ func (a *attachment) code(key codeKey) *named {
 	if c, ok := a.s.codes.Get(key); ok {
 		return c
 	}
-	c := &named{}
-	c.err = a.read(c, key)
+	c := &named{err: errGone}
+	if a.image != nil && !a.p.Gone() {
+		names, data := a.names, symbol.Range{Address: a.image.data.Address + symbol.Address(a.bias), Size: a.image.data.Size}
+		if names == nil {
+			names = &symbols{memory: memory{process.Memory{PID: a.p.ID().PID}, a.image.table}}
+		}
+		var r read
+		r, c.err = unwind.Patiently(a.s.env.Patience, a.p.Scope(), func() (read, error) { return readVerified(*names, data, key) })
+		if c.err == nil {
+			c.code = r.code
+			if a.names = &r.names; r.namesErr != nil {
+				a.names = nil
+				a.s.u.log.Debug("Ruby's names of classes are not shown", "pid", a.p.ID().PID, "err", r.namesErr)
+			}
+		}
+	}
 	switch {
 	case c.err == nil:
 		a.s.read.Add(1)
+		c.function = a.s.env.Names.Function(c.name, c.file, int64(c.first))
+	case errors.Is(c.err, unwind.ErrSlow):
+		a.s.slow.Add(1)
+		return c // not kept: it may be read the next time
 	case errors.Is(c.err, errGone):
 		a.s.gone.Add(1)
 	default:
@@ -313,45 +360,40 @@ func (a *attachment) code(key codeKey) *named {
 	return c
 }
 
-func (a *attachment) read(c *named, key codeKey) error {
-	if a.p.Gone() || a.image == nil {
-		return errGone
+// read is what came of reading a process's code: the code, and what was found out about its names on the way.
+type read struct {
+	code
+	names    symbols
+	namesErr error // its table of symbols was not found: methods go without their class
+}
+
+// readVerified reads what a frame ran, and looks before and after whether it is what was sampled. The names are a copy: nobody waits for
+// a process that lets its memory be read slowly.
+func readVerified(names symbols, data symbol.Range, key codeKey) (read, error) {
+	r := read{names: names}
+	if err := verify(&r.names, key); err != nil {
+		return r, err
 	}
-	names := a.symbols()
-	if err := verify(names, key); err != nil {
-		return err
+	if r.names.ids == 0 {
+		if found, err := findSymbols(r.names.memory, uint64(data.Address), int(data.Size)); err == nil {
+			r.names = *found
+		} else {
+			r.namesErr = err
+		}
 	}
 	var err error
 	if key.iseq != 0 {
-		c.code, err = names.sequence(key.iseq, key.method)
+		r.code, err = r.names.sequence(key.iseq, key.method)
 	} else {
-		c.code, err = names.native(key.method)
+		r.code, err = r.names.native(key.method)
 	}
-	if errors.Is(err, process.ErrGone) {
-		return fmt.Errorf("%w: %w", errGone, err)
+	if err == nil {
+		err = verify(&r.names, key)
 	}
-	if err != nil {
-		return err
+	if errors.Is(err, process.ErrGone) && !errors.Is(err, errGone) {
+		err = fmt.Errorf("%w: %w", errGone, err)
 	}
-	if err := verify(names, key); err != nil { // also after it was read
-		return err
-	}
-	c.function = a.s.env.Names.Function(c.name, c.file, int64(c.first))
-	return nil
-}
-
-// symbols returns the process's names of ids. If they are not to be found, yet, blocks and methods go without their class.
-func (a *attachment) symbols() *symbols {
-	m := memory{process.Memory{PID: a.p.ID().PID}, a.image.table}
-	if a.names == nil {
-		found, err := findSymbols(m, uint64(a.image.data.Address)+a.bias, int(a.image.data.Size))
-		if err != nil {
-			a.s.u.log.Debug("Ruby's names of classes are not shown", "pid", a.p.ID().PID, "err", err)
-			return &symbols{memory: m}
-		}
-		a.names = found
-	}
-	return a.names
+	return r, err
 }
 
 // verify compares what is at an address with what was there when it was sampled.
