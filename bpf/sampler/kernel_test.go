@@ -30,6 +30,7 @@ import (
 	"github.com/stoker-profiler/stoker/bpf/unwind/native"
 	"github.com/stoker-profiler/stoker/bpf/unwind/node"
 	"github.com/stoker-profiler/stoker/bpf/unwind/python"
+	"github.com/stoker-profiler/stoker/bpf/unwind/ruby"
 	"github.com/stoker-profiler/stoker/test/marker"
 )
 
@@ -950,7 +951,7 @@ type eager struct{ unwind.Unwinder }
 
 // The verifier takes the programs of all languages.
 func TestLanguagesLoad(t *testing.T) {
-	s, err := sampler.Open(sampler.Config{FrequencyHz: 97, Unwinders: []unwind.Unwinder{native.New(), eager{python.New(nil)}, eager{node.New(nil)}}})
+	s, err := sampler.Open(sampler.Config{FrequencyHz: 97, Unwinders: []unwind.Unwinder{native.New(), eager{python.New(nil)}, eager{node.New(nil)}, eager{ruby.New(nil)}}})
 	if err != nil {
 		t.Fatalf("%+v", err)
 	}

@@ -277,7 +277,7 @@ int unwind(struct bpf_perf_event_data *ctx)
 		if (!read_u64(&stack, context + rb->vm_stack) || !read_u64(&size, context + rb->vm_stack_size) ||
 		    !read_u64(&frame, context + rb->cfp) || frame < stack || frame - stack > size * 8) {
 			ruby__count(RUBY_UNREADABLE, 1);
-			unwind__push_language(st, slot, LANGUAGE_LOST, 0, 0);
+			unwind__language_lost(st, slot);
 			return unwind__languages(ctx, st, slot, outcome);
 		}
 		w->at = frame;
@@ -293,9 +293,10 @@ int unwind(struct bpf_perf_event_data *ctx)
 	}
 	if (step == STEP_UNREADABLE) {
 		ruby__count(RUBY_UNREADABLE, 1);
-		unwind__push_language(st, slot, LANGUAGE_LOST, 0, 0);
+		unwind__language_lost(st, slot);
 	} else if (step == STEP_FULL) {
 		ruby__count(RUBY_TOO_DEEP, 1);
+		unwind__language_lost(st, slot);
 	}
 	return unwind__languages(ctx, st, slot, outcome);
 }
