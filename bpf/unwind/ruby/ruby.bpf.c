@@ -23,10 +23,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 const volatile u32 slot;
 
 /* Frames walked before a tail call to ourselves. */
-#define FRAMES_PER_CALL 16
+#define FRAMES_PER_CALL 10
 _Static_assert(FRAMES_PER_CALL * (MAX_LANGUAGE_CALLS - MAX_LANGUAGES) > MAX_LANGUAGE_FRAMES, "enough calls for a full stack");
 /* Blocks in blocks in a method: environments between a frame and its method's. */
-#define MAX_ENVIRONMENTS 10
+#define MAX_ENVIRONMENTS 8
 /* Ranges of code that are the loop: vm_exec_core, or rb_vm_exec where a compiler has put it in there. */
 #define MAX_LOOPS 2
 /* Bytes of a control frame that hold all fields we read. */
@@ -178,29 +178,30 @@ static __always_inline u64 context__running(struct interpreter *rb)
 /* How a step ended. */
 enum step { STEP_ON, STEP_END, STEP_UNREADABLE, STEP_FULL };
 
+/* Reads the imemo object at an address to w->method, and returns its kind; 0: it is none. */
+static __always_inline u64 walk__imemo(struct walk *w, u64 object)
+{
+	if (!object || object & 7 || bpf_probe_read_user(w->method, sizeof(w->method), (void *)object))
+		return 0;
+	u64 flags = w->method[0];
+	return (flags & TYPE_MASK) == TYPE_IMEMO ? flags >> IMEMO_SHIFT & IMEMO_MASK : 0;
+}
+
 /* The method entry that the environment at ep leads to, or 0; w->method has its fields then. rb_vm_frame_method_entry does this. */
 static __always_inline u64 walk__method(struct walk *w, u64 ep)
 {
 	for (int i = 0; i < MAX_ENVIRONMENTS; i++) {
 		if (bpf_probe_read_user(w->environment, sizeof(w->environment), (void *)(ep - 16)))
 			return 0;
-		u64 object = w->environment[0];
-		bool local = w->environment[2] & FLAG_LOCAL;
-		for (int svar = 0; svar < 2; svar++) {
-			if (!object || object & 7 || bpf_probe_read_user(w->method, sizeof(w->method), (void *)object))
-				break;
-			u64 flags = w->method[0];
-			if ((flags & TYPE_MASK) != TYPE_IMEMO)
-				break;
-			u64 imemo = flags >> IMEMO_SHIFT & IMEMO_MASK;
-			if (imemo == IMEMO_MENT)
-				return object;
-			if (imemo != IMEMO_SVAR || !local)
-				break;
+		u64 object = w->environment[0], imemo = walk__imemo(w, object);
+		if (imemo == IMEMO_MENT)
+			return object;
+		if (w->environment[2] & FLAG_LOCAL) {
+			if (imemo != IMEMO_SVAR)
+				return 0;
 			object = w->method[1]; /* cref_or_me of struct vm_svar */
+			return walk__imemo(w, object) == IMEMO_MENT ? object : 0;
 		}
-		if (local)
-			return 0;
 		ep = w->environment[1] & ~3ULL;
 	}
 	return 0;
@@ -222,9 +223,7 @@ static __always_inline u32 walk__step(struct unwind_state *st, struct interprete
 	u8 kind = flags & FLAG_FINISH ? LANGUAGE_ENTRY : LANGUAGE_FRAME;
 	u64 a = 0, b = NO_INSTRUCTION, cookie = 0, type = 0;
 	if (magic == MAGIC_CFUNC) {
-		u64 method = walk__method(w, ep);
-		a = method | 1;
-		b |= method << 17;
+		a = 1;
 	} else if (iseq && !(iseq & 7) && read_u64(&type, iseq) && (type & TYPE_MASK) == TYPE_IMEMO &&
 		   (type >> IMEMO_SHIFT & IMEMO_MASK) == IMEMO_ISEQ) {
 		u64 body = 0, encoded = 0;
@@ -232,16 +231,21 @@ static __always_inline u32 walk__step(struct unwind_state *st, struct interprete
 		if (!read_u64(&body, iseq + rb->body) || !read_u64(&encoded, body + rb->encoded) ||
 		    bpf_probe_read_user(&size, sizeof(size), (void *)(body + rb->encoded_size)))
 			return STEP_UNREADABLE;
-		u64 method = walk__method(w, ep), instruction = (pc - encoded) / 8;
+		u64 instruction = (pc - encoded) / 8;
 		cookie = hash__mix(body, encoded);
 		a = iseq;
-		b = method << 17 | (instruction <= size && instruction < NO_INSTRUCTION ? instruction : NO_INSTRUCTION);
+		if (instruction <= size && instruction < NO_INSTRUCTION)
+			b = instruction;
 	} else if (kind == LANGUAGE_FRAME) { /* a block in C, which has its native frames */
 		return STEP_ON;
 	} else {
 		return unwind__push_language(st, slot, LANGUAGE_EMPTY, 0, 0) ? STEP_ON : STEP_FULL;
 	}
-	if (b >> 20)
+	u64 method = walk__method(w, ep);
+	b |= method << 17;
+	if (a == 1)
+		a |= method;
+	if (method)
 		cookie = hash__mix(hash__mix(cookie, method__u64(w, rb->called_id)), method__u64(w, rb->defined_class));
 	a |= cookie >> 32 << 48;
 	return unwind__push_language(st, slot, kind, a, b) ? STEP_ON : STEP_FULL;
