@@ -141,6 +141,10 @@ func (a *attachment) Mapped(bool) {
 	if a.p.Gone() {
 		return
 	}
+	if compiled(a.p.Maps().Code()) {
+		a.detach()
+		return
+	}
 	for i, m := range a.p.Maps().Code() {
 		if !m.Backed() {
 			continue
@@ -203,6 +207,20 @@ func (s *symbolizer) inspect(p *process.Process, m *process.Mapping) (*image, er
 		return nil, nil
 	}
 	return im, nil
+}
+
+// compiledBytes is more code than libffi and the kernel put into a process without a file, and less than YJIT reserves.
+const compiledBytes = 1 << 20
+
+// compiled says whether the process runs code that a compiler made of Ruby. Its calls are not the loop's, so that nobody could say where
+// among the native frames Ruby's belong: they are left out, and the code is [jit].
+func compiled(code []process.Mapping) bool {
+	for i := range code {
+		if m := &code[i]; !m.Backed() && m.End-m.Start >= compiledBytes {
+			return true
+		}
+	}
+	return false
 }
 
 // musl says whether the process's C library is musl, by the name that its dynamic linker always has (musl, ldso/dlstart).
