@@ -617,6 +617,8 @@ func TestPackagesInstallRunUpgradeAndLeaveNothing(t *testing.T) {
 			t.Errorf("kernel.perf_event_paranoid is %s", level)
 		}
 		sh(t, "docker rm -f shop; rm -r /var/lib/stoker; groupdel stoker")
+		// Those belong to a package that every system of rpms has (filesystem), and this guest has not. Empty they must be.
+		sh(t, "rmdir /usr/share/doc /usr/share/licenses /usr/share/man/man1 /usr/share/man/man5 /usr/share/man /usr/share/zsh/site-functions")
 		eventually(t, "nothing is left", func() error { return before.differences(look(t)) })
 	})
 }
