@@ -43,7 +43,7 @@ const ten = () => {
   leaf(10);
 };
 
-function main() {
+function cycle() {
   const stage = new Stage();
   for (;;) {
     stage.sixty();
@@ -52,7 +52,7 @@ function main() {
   }
 }
 
-main();
+cycle();
 `
 
 // The functions of JavaScript in a container, with file and line, with nothing asked of node.
@@ -75,7 +75,13 @@ func TestFunctionsOfNode(t *testing.T) {
 	a.stop(t)
 	profiles := a.profiles(t, b.id)
 	pic := look(t, profiles)
-	pic.wantShares(t, "JavaScript, in and below", pic.cum, map[string]float64{"main": 100, "leaf": 100, "sixty": 60, "thirty": 30, "ten": 10})
+	// Before V8 has been found in the process, and before the program has begun, there are native frames only.
+	t.Logf("%.1f %% of %s are JavaScript's", pic.share(pic.cum, "cycle"), time.Duration(pic.total[""]))
+	if pic.share(pic.cum, "cycle") < 75 {
+		t.Errorf("most is native code\n%s", pic)
+	}
+	pic.total[""] = pic.cum["cycle"]
+	pic.wantShares(t, "JavaScript, in and below", pic.cum, map[string]float64{"leaf": 100, "sixty": 60, "thirty": 30, "ten": 10})
 
 	lines := map[string]map[int64]int64{}
 	for _, sp := range profiles {
