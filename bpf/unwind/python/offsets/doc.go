@@ -1,9 +1,7 @@
 // Package offsets is where CPython's structures have the fields that a walk of its frames and a look-up of its names read, one
-// row per minor version. table.go is made by the generate command below it from the debug information of an interpreter;
+// row per minor version. table.go is made by the command in generate from the debug information of interpreters, which not every machine has;
 // nobody edits it. Versions from 3.13 on describe themselves (_Py_DebugOffsets), and the table is what that is held against.
 package offsets
-
-//go:generate go run ./generate -o table.go
 
 // Absent is the offset of a field that a version does not have.
 const Absent = -1
