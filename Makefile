@@ -53,7 +53,7 @@ demo: ## a private containerd, a few busy containers, the agent on them, UI at h
 	@if [[ -t 0 ]]; then set -m; bin/demo -agent bin/stoker; else exec bin/demo -agent bin/stoker; fi
 
 .PHONY: test
-test: ## every test, in lanes with a time budget each (root, Linux; about 25 minutes on 2 cores)
+test: ## every test, in lanes with a time budget each (root, Linux; about 30 minutes on 2 cores)
 	@packaging/setup.sh test
 	@exec test/run.sh generate lint unit race root browser e2e vm demo kernels
 
